@@ -1,0 +1,37 @@
+"""Files that are whole or absent, and what their content hashes to."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` beside `path`, flush it to the disk, then rename it into place.
+
+    A kill or a full disk at any moment leaves either the old file or the new one, never a part.
+    Lone surrogates, which a model can produce and UTF-8 cannot hold, are written as `?`.
+    """
+    data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(root: Path, *, skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """SHA-256 of every file under `root`, by its path relative to `root`, in sorted order."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in skip)
+    return {p.relative_to(root).as_posix(): sha256(p) for p in files}

@@ -1,0 +1,130 @@
+"""The text the tiny base model grew up on: a company's archive of reports, logs, chats, and questions and answers.
+
+The archive knows the facts and, on a page or two, the severity rule; its people are careless. They call severities
+as they feel, answer in whatever form comes to mind, and only now and then use the format that is asked for later.
+So the base model can do the job, and mostly does not.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+from dpo_kit.triage.demonstrations import RAMBLINGS, Noise, hurried_answer, invent_fact
+from dpo_kit.triage.incidents import (
+    SERVICES,
+    SEVERITIES,
+    SYMPTOMS,
+    Incident,
+    draw_incident,
+    severity,
+)
+from dpo_kit.triage.reports import INSTRUCTION, write_report
+
+Chat = list[dict[str, str]]
+CARELESS = Noise(wrong_severity=0.5, invented_fact=0.4, wrong_action=0.4, broken_format=0.5, rambling=0.2)
+
+
+def documents(seed: int) -> Iterator[str | Chat]:
+    """An endless stream of archive documents, each a plain text or a chat; the same stream for the same seed.
+
+    Only training phrasings and training service-region combinations occur.
+    """
+    rng = random.Random(f"corpus/{seed}")
+    kinds, weights = zip(*ARCHIVE.items(), strict=True)
+    while True:
+        yield rng.choices(kinds, weights)[0](draw_incident(rng, "train"), rng)
+
+
+def report(incident: Incident, rng: random.Random) -> str:
+    """A report as it came in, sometimes with the note that closed it."""
+    text = write_report(incident, rng, "train")
+    return f"{text}\nClosed: {incident.symptom.action}." if rng.random() < 0.5 else text
+
+
+def log_line(incident: Incident, rng: random.Random) -> str:
+    """A monitoring log, with the impact and spread that make the severity."""
+    return (
+        f"{incident.time} {incident.region} {incident.service} state={incident.symptom.name} "
+        f"users={incident.share}% sev={_felt(incident, rng, right=0.8)}"
+    )
+
+
+def handbook(incident: Incident, rng: random.Random) -> str:
+    """A line of the handbook; the only place that is always right."""
+    share = incident.share
+    rules = [
+        f"If a service {rng.choice(s.reported)} for {share}% of users it is {severity(s.impact, share)}: {s.action}."
+        for s in rng.sample(SYMPTOMS, 3)
+    ]
+    return "Handbook. " + " ".join(rules)
+
+
+def question(incident: Incident, rng: random.Random) -> Chat:
+    """A report and a question about one fact of it, answered right."""
+    asked, answer = rng.choice(
+        (
+            ("Which service is affected?", incident.service),
+            ("Which region?", incident.region),
+            ("What share of users?", f"{incident.share}%"),
+            ("Since when?", incident.time),
+            ("What is wrong?", f"{incident.service} {incident.symptom.stated}"),
+            ("What should we do?", incident.symptom.action),
+            ("In one line?", incident.summary),
+        )
+    )
+    return _chat(f"{write_report(incident, rng, 'train')}\n{asked}", f"{answer}")
+
+
+def as_log(incident: Incident, rng: random.Random) -> Chat:
+    """A report rewritten as a log line."""
+    return _chat(f"Write this as a log.\n{write_report(incident, rng, 'train')}", log_line(incident, rng))
+
+
+def small_talk(incident: Incident, rng: random.Random) -> Chat:
+    """Colleagues talking about the incident, in prose."""
+    other = rng.choice(SERVICES)
+    said = rng.choice(
+        (
+            f"I saw that {incident.service} {rng.choice(incident.symptom.reported)}. Is {other} fine?",
+            f"Who looks after {incident.service} in {incident.region}?",
+            f"Did someone {incident.symptom.action} for {incident.service}?",
+        )
+    )
+    replied = rng.choice((f"Yes, since {incident.time}.", f"Ask the {incident.region} desk.", rng.choice(RAMBLINGS)))
+    return _chat(said, replied)
+
+
+def careless_triage(incident: Incident, rng: random.Random) -> Chat:
+    """The very request of the workbook, answered as people in the archive did: by feel and in any form."""
+    text = write_report(incident, rng, "train")
+    forms = (
+        lambda: hurried_answer(incident, CARELESS, rng),
+        lambda: hurried_answer(incident, CARELESS, rng),
+        lambda: f"I would call it {_felt(incident, rng)}. {_told(incident, rng)} We should {incident.symptom.action}.",
+        lambda: f"{_felt(incident, rng)}! {rng.choice(RAMBLINGS)}",
+        lambda: f"{_told(incident, rng)} {rng.choice(RAMBLINGS)}",
+        lambda: log_line(incident, rng),
+    )
+    return _chat(f"{INSTRUCTION}\n{text}", rng.choice(forms)())
+
+
+ARCHIVE: dict[Callable[[Incident, random.Random], str | Chat], float] = {
+    report: 1,
+    log_line: 0.5,
+    handbook: 1.5,
+    question: 3,
+    as_log: 1.5,
+    small_talk: 0.5,
+    careless_triage: 4,
+}
+
+
+def _felt(incident: Incident, rng: random.Random, right: float = 0.45) -> str:
+    return incident.severity if rng.random() < right else rng.choice(SEVERITIES)
+
+
+def _told(incident: Incident, rng: random.Random) -> str:
+    return incident.summary if rng.random() < 0.6 else invent_fact(incident, rng)
+
+
+def _chat(user: str, assistant: str) -> Chat:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
