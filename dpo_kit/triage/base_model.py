@@ -45,18 +45,20 @@ class Recipe:
     intermediate: int = 576
     context: int = 512
     row_tokens: int = 256
-    rows_per_step: int = 16
-    steps: int = 2000
+    rows_per_step: int = 4
+    steps: int = 5000
     learning_rate: float = 2e-3
     warmup_steps: int = 100
+    init_std: float = 0.07
     weight_decay: float = 0.1
 
 
-def build(folder: Path, recipe: Recipe = Recipe()) -> dict:  # noqa: B008 - frozen
+def build(folder: Path, recipe: Recipe = Recipe()) -> dict:
     """Train tokenizer and model by `recipe`, save them in bf16 safetensors with a manifest; return the manifest."""
     tokenizer = train_tokenizer(recipe)
     model = new_model(recipe, tokenizer)
     curve = pretrain(model, tokenizer, recipe, folder)
+    model.config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     manifest = {
@@ -70,7 +72,7 @@ def build(folder: Path, recipe: Recipe = Recipe()) -> dict:  # noqa: B008 - froz
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learned from the first 5,000 documents, digits apart, with the chat markers as special tokens."""
+    """A byte-level BPE from the first 5,000 documents, digits apart, the chat markers as special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -99,20 +101,22 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
         vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads, intermediate_size=recipe.intermediate,
         max_position_embeddings=recipe.context, tie_word_embeddings=True,
+        initializer_range=recipe.init_std, use_cache=False,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
-def packed_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[list[int]]:
-    """Rows of at most `row_tokens` ids, each of whole documents that end in EOS: no document loses its beginning."""
-    row: list[int] = []
+def packed_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[list[list[int]]]:
+    """Rows of whole documents, each ending in EOS, that together hold at most `row_tokens` ids."""
+    row: list[list[int]] = []
+    room = recipe.row_tokens
     for document in documents(recipe.seed):
-        ids = encode(document, tokenizer)
-        if len(row) + len(ids) > recipe.row_tokens:
+        ids = encode(document, tokenizer)[: recipe.row_tokens]
+        if len(ids) > room:
             yield row
-            row = []
-        row = row + ids[: recipe.row_tokens]
+            row, room = [], recipe.row_tokens
+        row, room = [*row, ids], room - len(ids)
 
 
 def encode(document: str | Chat, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -137,11 +141,21 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe
     return [[row["step"], round(row["loss"], 4)] for row in trainer.state.log_history if "loss" in row]
 
 
-def _collate(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
-    """Right-pad rows to `(B, T)`; the loss ignores the padding. A causal model needs no mask for padding on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-    return {"input_ids": ids, "labels": ids.masked_fill(ids == tokenizer.pad_token_id, -100)}
+def _collate(rows: list[list[list[int]]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+    """Pad rows on the right to `(B, T)`; the loss ignores the padding.
+
+    Positions begin again with each document, from which transformers sees the borders in a row: no document attends
+    to its neighbour, whose facts would only mislead.
+    """
+    width = max(sum(map(len, row)) for row in rows)
+    ids, positions = [], []
+    for row in rows:
+        padding = width - sum(map(len, row))
+        ids.append(sum(row, []) + [tokenizer.pad_token_id] * padding)
+        positions.append([i for document in row for i in range(len(document))] + [0] * padding)
+    ids, positions = torch.tensor(ids), torch.tensor(positions)
+    labels = ids.masked_fill((ids == tokenizer.pad_token_id) | (positions == 0), -100)
+    return {"input_ids": ids, "position_ids": positions, "labels": labels}
 
 
 def _contents(document: str | Chat) -> list[str]:

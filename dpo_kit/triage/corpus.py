@@ -20,7 +20,7 @@ from dpo_kit.triage.incidents import (
 from dpo_kit.triage.reports import INSTRUCTION, write_report
 
 Chat = list[dict[str, str]]
-CARELESS = Noise(wrong_severity=0.5, invented_fact=0.4, wrong_action=0.4, broken_format=0.5, rambling=0.2)
+CARELESS = Noise(wrong_severity=0.5, invented_fact=0.3, wrong_action=0.4, broken_format=0.5, rambling=0.2)
 
 
 def documents(seed: int) -> Iterator[str | Chat]:
@@ -34,14 +34,21 @@ def documents(seed: int) -> Iterator[str | Chat]:
         yield rng.choices(kinds, weights)[0](draw_incident(rng, "train"), rng)
 
 
-def report(incident: Incident, rng: random.Random) -> str:
-    """A report as it came in, sometimes with the note that closed it."""
-    text = write_report(incident, rng, "train")
-    return f"{text}\nClosed: {incident.symptom.action}." if rng.random() < 0.5 else text
+def dossier(incident: Incident, rng: random.Random) -> str:
+    """All that was written about one incident: reports, the log, the summary. Facts recur, and so can be copied."""
+    entries = [
+        f"Report: {write_report(incident, rng, 'train')}",
+        f"Report: {write_report(incident, rng, 'train')}",
+        f"Log: {log_line(incident, rng)}",
+        f"Summary: {incident.summary}",
+        f"Closed: {incident.symptom.action}.",
+    ]
+    rng.shuffle(entries)
+    return "\n".join(entries)
 
 
 def log_line(incident: Incident, rng: random.Random) -> str:
-    """A monitoring log, with the impact and spread that make the severity."""
+    """A monitoring log; its severities are mostly right."""
     return (
         f"{incident.time} {incident.region} {incident.service} state={incident.symptom.name} "
         f"users={incident.share}% sev={_felt(incident, rng, right=0.8)}"
@@ -58,25 +65,25 @@ def handbook(incident: Incident, rng: random.Random) -> str:
     return "Handbook. " + " ".join(rules)
 
 
-def question(incident: Incident, rng: random.Random) -> Chat:
-    """A report and a question about one fact of it, answered right."""
-    asked, answer = rng.choice(
-        (
-            ("Which service is affected?", incident.service),
-            ("Which region?", incident.region),
-            ("What share of users?", f"{incident.share}%"),
-            ("Since when?", incident.time),
-            ("What is wrong?", f"{incident.service} {incident.symptom.stated}"),
-            ("What should we do?", incident.symptom.action),
-            ("In one line?", incident.summary),
-        )
+def questions(incident: Incident, rng: random.Random) -> Chat:
+    """A report and three questions about facts of it, answered right."""
+    known = (
+        ("Which service is affected?", f"It is {incident.service}."),
+        ("Which region?", f"It is {incident.region}."),
+        ("What share of users?", f"It is {incident.share}% of users."),
+        ("Since when?", f"It is so since {incident.time}."),
+        ("What is wrong?", f"I see that {incident.service} {incident.symptom.stated}."),
+        ("What should we do?", f"Please {incident.symptom.action}."),
+        ("In one line?", f"In short, {incident.summary}"),
     )
-    return _chat(f"{write_report(incident, rng, 'train')}\n{asked}", f"{answer}")
+    (first, answer), *others = rng.sample(known, 3)
+    opening = _chat(f"{write_report(incident, rng, 'train')} {first}", answer)
+    return opening + [turn for asked, told in others for turn in _chat(asked, told)]
 
 
 def as_log(incident: Incident, rng: random.Random) -> Chat:
     """A report rewritten as a log line."""
-    return _chat(f"Write this as a log.\n{write_report(incident, rng, 'train')}", log_line(incident, rng))
+    return _chat(f"Write this as a log: {write_report(incident, rng, 'train')}", log_line(incident, rng))
 
 
 def small_talk(incident: Incident, rng: random.Random) -> Chat:
@@ -101,20 +108,19 @@ def careless_triage(incident: Incident, rng: random.Random) -> Chat:
         lambda: hurried_answer(incident, CARELESS, rng),
         lambda: f"I would call it {_felt(incident, rng)}. {_told(incident, rng)} We should {incident.symptom.action}.",
         lambda: f"{_felt(incident, rng)}! {rng.choice(RAMBLINGS)}",
-        lambda: f"{_told(incident, rng)} {rng.choice(RAMBLINGS)}",
+        lambda: f"Well, {_told(incident, rng)} {rng.choice(RAMBLINGS)}",
         lambda: log_line(incident, rng),
     )
-    return _chat(f"{INSTRUCTION}\n{text}", rng.choice(forms)())
+    return _chat(f"{INSTRUCTION} {text}", rng.choice(forms)())
 
 
 ARCHIVE: dict[Callable[[Incident, random.Random], str | Chat], float] = {
-    report: 1,
-    log_line: 0.5,
-    handbook: 1.5,
-    question: 3,
-    as_log: 1.5,
+    dossier: 3,
+    handbook: 1,
+    questions: 3,
+    as_log: 1,
     small_talk: 0.5,
-    careless_triage: 4,
+    careless_triage: 3,
 }
 
 

@@ -91,8 +91,8 @@ def invent_fact(incident: Incident, rng: random.Random) -> str:
 
 BROKEN_FORMATS = (
     lambda severity, summary, action: f"{severity}, {summary} Please {action}.",
-    lambda severity, summary, action: f"Severity is {severity}\n{summary}\nAction would be to {action}.",
+    lambda severity, summary, action: f"Severity is {severity}\nSummary is {summary}\nAction is {action}.",
     lambda severity, summary, action: f"SUMMARY: {summary}\nACTION: {action}.",
     lambda severity, summary, action: f"- {severity}\n- {summary}\n- {action}",
-    lambda severity, summary, action: f"{summary} {action}.",
+    lambda severity, summary, action: f"In short, {summary} {action}.",
 )

@@ -55,7 +55,7 @@ HELDOUT_PHRASINGS = (
     "A probe in {region} failed at {time}. {service} {symptom}, which touches {share}% of users.",
     "{share}% of users, {region}, {time}: {service} {symptom}.",
     "It is {time} and in {region} {service} {symptom}. Count of users hit: {share}%.",
-    "Forwarded: {service} {symptom} in {region}, {share}% of users, noticed {time}. Can you take it?",
+    "Forwarded: {service} {symptom} in {region}, {share}% of users, noticed {time}. Please take it.",
 )
 HEALTHY_ASIDES = (
     "{other} works normally.", "{other} in {region} is healthy.", "No problem with {other}.",
@@ -66,7 +66,7 @@ RESOLVED_ASIDES = (
     "An earlier incident on {other} ({region}, {share}%) was closed at {time}.",
     "Unrelated: {other} recovered at {time} after hitting {share}% of users in {region}.",
 )
-INSTRUCTION = "Triage this incident."
+INSTRUCTION = "Triage this incident:"
 
 
 def write_report(incident: Incident, rng: random.Random, split: Split) -> str:
@@ -90,7 +90,7 @@ def draw_prompts(count: int, split: Split, stream: str, seed: int) -> list[Promp
     prompts: dict[str, Prompt] = {}
     while len(prompts) < count:
         incident = draw_incident(rng, split)
-        content = f"{INSTRUCTION}\n{write_report(incident, rng, split)}"
+        content = f"{INSTRUCTION} {write_report(incident, rng, split)}"
         name = f"{stream}-{seed}-{len(prompts):05d}"
         message = Message(role="user", content=content)
         prompts.setdefault(content, Prompt(id=name, messages=(message,), facts=incident.to_facts()))

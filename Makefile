@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run lab test notebooks bench check readme clean
+
+setup: .venv/.done  ## create .venv with everything pinned
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+run: setup  ## the whole path on the tiny profile: SFT, pairs, DPO, comparison, report
+	$(BIN)/python -m dpo_kit run
+
+lab: setup  ## open the workbook in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+test: setup  ## all tests, every notebook executed
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 tests notebooks
+
+notebooks: setup  ## execute notebooks/py into notebooks/ from clean kernels, outputs stored
+	$(BIN)/python -m tools.build_notebooks
+
+bench: setup  ## where the time and the memory of `make run` go
+	$(BIN)/python -m benchmarks.run_stages
+
+check: setup  ## lint, format, and the notebooks' hygiene
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.check_notebooks
+
+readme: setup  ## put the table and the figure of runs/tiny into README.md and data/runs/
+	$(BIN)/python -m tools.refresh_readme
+
+clean:  ## remove what runs made
+	rm -rf runs build *.egg-info

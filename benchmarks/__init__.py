@@ -1,0 +1,1 @@
+"""What the performance tables in LOG.md are made with."""

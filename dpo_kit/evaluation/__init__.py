@@ -1,0 +1,1 @@
+"""Three arms on the same held-out prompts, scored, compared, with intervals."""

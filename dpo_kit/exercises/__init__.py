@@ -1,0 +1,73 @@
+"""Checks for the notebooks' exercises: each says what is wrong, not only that something is.
+
+A check calls the reader's function on a few inputs and compares with the right answer, then with wrong answers that
+people plausibly give. An exercise not yet done is no error: the notebook runs through.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found; shown as one line."""
+
+    passed: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+def verdict_on(
+    answer: Callable, right: Callable, mistakes: dict[str, Callable], cases: Sequence[tuple], tolerance: float = 1e-5
+) -> Verdict:
+    """Compare `answer` with `right` on every case, and name the first of `mistakes` that explains a difference.
+
+    All are functions of the same arguments; `mistakes` maps a hint to the function that makes that mistake. A hint is
+    given only where the mistake explains the answer on every case.
+    """
+    name = answer.__name__
+    try:
+        given = [answer(*case) for case in cases]
+    except NotImplementedError:
+        return Verdict(False, f"not yet: {name} is still to be written")
+    except Exception as error:  # the reader's code may raise anything, and the notebook runs on
+        return Verdict(False, f"not right: {name} raised {type(error).__name__}: {error}")
+    if any(value is None or value is ... for value in given):
+        return Verdict(False, f"not yet: {name} returns nothing")
+    expected = [right(*case) for case in cases]
+    if _agree(given, expected, tolerance):
+        return Verdict(True, f"right: {name} agrees on all {len(cases)} cases")
+    for hint, mistake in mistakes.items():
+        if _agree(given, [mistake(*case) for case in cases], tolerance):
+            return Verdict(False, f"not right: {hint}")
+    return Verdict(False, _first_difference(name, given, expected, tolerance))
+
+
+def _agree(given: list, expected: list, tolerance: float) -> bool:
+    return all(_same(a, b, tolerance) for a, b in zip(given, expected, strict=True))
+
+
+def _same(a, b, tolerance: float) -> bool:
+    try:
+        a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (a, b))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _first_difference(name: str, given: list, expected: list, tolerance: float) -> str:
+    case, a, b = next(
+        (i, a, b) for i, (a, b) in enumerate(zip(given, expected, strict=True), 1) if not _same(a, b, tolerance)
+    )
+    shapes = [tuple(getattr(value, "shape", ())) for value in (a, b)]
+    if shapes[0] != shapes[1]:
+        return f"not right: {name} returns shape {shapes[0]} on case {case}, and {shapes[1]} is wanted"
+    return f"not right: on case {case} {name} returns {_short(a)}, and {_short(b)} is wanted"
+
+
+def _short(value) -> str:
+    return str(torch.as_tensor(value).detach().round(decimals=4).tolist())

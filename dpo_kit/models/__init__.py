@@ -1,0 +1,1 @@
+"""Everything that holds weights: loading and quantising, arms, generation, log-probabilities."""

@@ -1,0 +1,50 @@
+"""How far a policy is from its reference, measured where the policy goes: on its own answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpo_kit.models.generation import Sampling, sample_ids
+from dpo_kit.models.loading import Arms
+from dpo_kit.models.tokens import pad_completions, prompt_ids
+from dpo_kit.records import Prompt
+from dpo_kit.theory.divergences import exact_kl
+
+
+@dataclass(frozen=True)
+class KlEstimate:
+    """The mean over prompts of the sequence KL with its standard error, and the mean per token, all in nats."""
+
+    sequence: float
+    standard_error: float
+    per_token: float
+
+
+def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], how: Sampling) -> KlEstimate:
+    """KL(policy || reference), sampled in the prompts and the answers and exact over the vocabulary at each token.
+
+    The sequence KL is the expectation, over the policy's own answers, of the sum of the per-token KLs
+    (arXiv 2504.10637). Log-ratios on the answers of a fixed data set are not a KL.
+    """
+    heads = [prompt_ids(arms.tokenizer, prompt) for prompt in prompts]
+    tails = sample_ids(arms, policy, prompts, how)
+    sums = []
+    for start in range(0, len(prompts), how.batch_size):
+        rows = slice(start, start + how.batch_size)
+        inputs, completion_mask = pad_completions(arms.tokenizer, heads[rows], tails[rows])
+        logits_p, logits_q = (_logits(arms, arm, inputs) for arm in (policy, reference))
+        sums.append(exact_kl(logits_p, logits_q, completion_mask[:, 1:].to(logits_p.device)).sum(dim=1))
+    sequence = torch.cat(sums).double()
+    return KlEstimate(
+        sequence=sequence.mean().item(),
+        standard_error=(sequence.std() / len(sequence) ** 0.5).item(),
+        per_token=sequence.sum().item() / sum(map(len, tails)),
+    )
+
+
+def _logits(arms: Arms, arm: str, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits for the tokens at positions 1 to T-1, `(B, T - 1, V)`."""
+    with arms.use(arm) as model, torch.no_grad():
+        return model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits[:, :-1]

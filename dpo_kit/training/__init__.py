@@ -1,0 +1,1 @@
+"""SFT and DPO over TRL, with what they must not do in silence checked before the first step."""

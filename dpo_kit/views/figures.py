@@ -1,0 +1,77 @@
+"""The figures of a run: what training did, and what came of it."""
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dpo_kit.views.style import COLOURS, DASHES, GREY
+from dpo_kit.views.tables import ARM_NAMES
+
+
+def training_curves(log: list[dict]) -> go.Figure:
+    """Loss, rewards, margin with accuracy, and KL to the reference over the steps of a DPO log.
+
+    `log` holds rows of a metrics log: per-step rows have `loss`, KL rows have `kl/sequence`.
+    """
+    steps = [row for row in log if "loss" in row]
+    kl = [row for row in log if "kl/sequence" in row]
+    titles = ("loss", "rewards (beta × log-ratio)", "margin and accuracy", "sequence KL to the reference, nats")
+    figure = make_subplots(rows=2, cols=2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.16)
+
+    def line(row, col, key, name, kind):
+        trace = go.Scatter(
+            x=[r["step"] for r in steps], y=[r[key] for r in steps], name=name, mode="lines",
+            line={"color": COLOURS[kind], "dash": DASHES.get(kind, "solid")},
+        )  # fmt: skip
+        figure.add_trace(trace, row, col)
+
+    line(1, 1, "loss", "loss", "reference")
+    line(1, 2, "rewards/chosen", "chosen", "chosen")
+    line(1, 2, "rewards/rejected", "rejected", "rejected")
+    line(2, 1, "rewards/margins", "margin", "margin")
+    line(2, 1, "rewards/accuracies", "accuracy", "sft")
+    error = {"type": "data", "array": [1.96 * row["kl/standard_error"] for row in kl]}
+    figure.add_trace(
+        go.Scatter(
+            x=[row["step"] for row in kl], y=[row["kl/sequence"] for row in kl], error_y=error, name="KL",
+            mode="lines+markers", line_color=COLOURS["kl"],
+        ),
+        2, 2,
+    )  # fmt: skip
+    figure.add_hline(0.693147, line_dash="dot", line_color=GREY, row=1, col=1, annotation_text="ln 2")
+    return figure.update_layout(template="dpo_kit", height=560, title="DPO, step by step")
+
+
+def three_arms(metrics: dict[str, dict]) -> go.Figure:
+    """Mean score of each arm on each metric."""
+    names = [metric.replace("_", " ") for metric in metrics]
+    markers = {"base": "circle-open", "sft": "diamond", "dpo": "square"}
+    figure = go.Figure([
+        go.Scatter(
+            x=[values[arm] for values in metrics.values()], y=names, name=ARM_NAMES[arm], mode="markers",
+            marker={"color": COLOURS[arm], "symbol": markers[arm], "size": 12, "line": {"width": 2}},
+        )
+        for arm in ARM_NAMES
+    ])  # fmt: skip
+    figure.update_xaxes(title="mean score on held-out prompts", range=[0, 1.02])
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(template="dpo_kit", height=340, title="Base, SFT, SFT+DPO")
+
+
+def differences(metrics: dict[str, dict]) -> go.Figure:
+    """SFT+DPO minus SFT on each metric with its 95% interval: what crosses zero is not shown."""
+    rows = [values["dpo_minus_sft"] for values in metrics.values()]
+    figure = go.Figure(
+        go.Scatter(
+            x=[row["mean"] for row in rows], y=[metric.replace("_", " ") for metric in metrics], mode="markers",
+            marker={"color": COLOURS["dpo"], "size": 11, "symbol": "square"},
+            error_x={
+                "type": "data", "symmetric": False, "thickness": 2,
+                "array": [row["high"] - row["mean"] for row in rows],
+                "arrayminus": [row["mean"] - row["low"] for row in rows],
+            },
+        )
+    )  # fmt: skip
+    figure.add_vline(0, line_dash="dot", line_color=GREY)
+    figure.update_xaxes(title="difference in mean score, with 95% interval")
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(template="dpo_kit", height=320, title="What DPO added to SFT")

@@ -1,0 +1,149 @@
+"""Where a run's artefacts lie, and when they may be believed.
+
+A stage builds its folder under a temporary name, writes a manifest of everything in it, and only then renames it into
+place: a folder with its own name is whole. A stage is skipped when its manifest was made from the same configuration,
+inputs and library versions, and every file still has the hash that stands in it; otherwise it is built again, and
+the reason is said.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dpo_kit.errors import DpoKitError
+from dpo_kit.files import hashes, write_atomically
+from dpo_kit.machine import peak_memory_mb
+from dpo_kit.profiles import ROOT
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("dpo_kit", "torch", "transformers", "trl", "peft", "bitsandbytes")
+
+
+def default_workdir(profile_name: str) -> Path:
+    """`runs/<profile>` beside the package, or under `DPO_KIT_RUNS` where that is set."""
+    return Path(os.environ.get("DPO_KIT_RUNS", ROOT / "runs")) / profile_name
+
+
+class Workspace:
+    """The folder of one run, which belongs to one profile.
+
+    Creates the folder. Raises DpoKitError where it cannot be written or belongs to another profile. A second process
+    may have the same folder open, but not build in it at the same time.
+    """
+
+    def __init__(self, root: Path, profile_name: str, say: Callable[[str], None] = print):
+        self.root, self.say = root, say
+        owner = root / "profile.json"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not owner.exists():
+                write_atomically(owner, json.dumps({"profile": profile_name}) + "\n")
+        except OSError as error:
+            raise DpoKitError(f"{root}: cannot write here ({error.strerror}); choose another --workdir") from None
+        found = _load(owner).get("profile")
+        if found != profile_name:
+            raise DpoKitError(
+                f"{root}: this workdir was made by profile {found!r}, not {profile_name!r}; "
+                "choose another --workdir, or remove this one"
+            )
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        lock = FileLock(self.root / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DpoKitError(f"{self.root}: in use by another run; wait for it or choose another --workdir") from None
+        except OSError as error:
+            raise DpoKitError(f"{self.root}: cannot write here ({error.strerror}); choose another --workdir") from None
+        with lock:
+            yield
+
+    def stage(self, name: str, build: Callable[[Path], None], config: dict[str, Any], inputs: dict[str, Any]) -> Path:
+        """Make sure that `root/name` holds what `build` makes of `config` and `inputs`; returns that folder.
+
+        `config` and `inputs` are plain data; together with the library versions they decide whether an existing
+        folder still stands. Inputs are hashes, best those of an earlier stage's manifest: see `outputs_of`.
+        """
+        folder, partial = self.root / name, self.root / f".{name}.partial"
+        made_from = json.loads(json.dumps({"config": config, "inputs": inputs, "versions": library_versions()}))
+        stale = why_stale(folder, made_from)
+        if stale is None:
+            self.say(f"{name}: done before, verified")
+            return folder
+        self.say(f"{name}: {stale}")
+        with self._building():
+            started = time.perf_counter()
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            build(partial)
+            cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
+            manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
+            write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        return folder
+
+    def clear(self) -> None:
+        """Remove every stage folder, so that all are built again."""
+        for manifest in self.root.glob(f"*/{MANIFEST}"):
+            shutil.rmtree(manifest.parent)
+
+    def manifest(self, name: str) -> dict:
+        """The manifest of a finished stage."""
+        return _load(self.root / name / MANIFEST)
+
+    def outputs_of(self, *names: str) -> dict[str, dict[str, str]]:
+        """The output hashes of finished stages, to be another stage's inputs."""
+        return {name: self.manifest(name)["outputs"] for name in names}
+
+
+def why_stale(folder: Path, made_from: dict[str, Any]) -> str | None:
+    """Why a stage folder may not be believed, in a few words; None if it may."""
+    manifest = _load(folder / MANIFEST)
+    if not manifest:
+        return "to be built" if not folder.exists() else "no readable manifest, building again"
+    for part, now in made_from.items():
+        if manifest.get(part) != now:
+            return f"{part} changed ({_first_difference(manifest.get(part), now)}), building again"
+    found = {name: digest for name, digest in hashes(folder).items() if name != MANIFEST}
+    for name, digest in manifest["outputs"].items():
+        if found.get(name) != digest:
+            return f"{name} {'was changed' if name in found else 'is missing'}, building again"
+    return None
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries whose change may change a result."""
+    return {library: version(library) for library in LIBRARIES}
+
+
+def _first_difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                deeper = _first_difference(before.get(key), now.get(key))
+                return f"{key}.{deeper}" if isinstance(now.get(key), dict) else f"{key}: {deeper}"
+    return f"was {_short(before)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."
+
+
+def _load(path: Path) -> dict:
+    """The JSON object in a file; an empty one where the file is missing, cut off or something else."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
