@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hashes(root: Path, *, skip: tuple[str, ...] = ()) -> dict[str, str]:
-    """SHA-256 of every file under `root`, by its path relative to `root`, in sorted order."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in skip)
+def hashes(root: Path, *, only: str = "*", skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """SHA-256 of every file under `root` whose name matches `only`, by its path relative to `root`, sorted."""
+    files = sorted(p for p in root.rglob(only) if p.is_file() and p.name not in skip)
     return {p.relative_to(root).as_posix(): sha256(p) for p in files}

@@ -2,16 +2,18 @@
 
 A stage builds its folder under a temporary name, writes a manifest of everything in it, and only then renames it into
 place: a folder with its own name is whole. A stage is skipped when its manifest was made from the same configuration,
-inputs and library versions, and every file still has the hash that stands in it; otherwise it is built again, and
+inputs, code and library versions, and every file still has the hash that stands in it; otherwise it is built again, and
 the reason is said.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from dpo_kit.machine import peak_memory_mb
 from dpo_kit.profiles import ROOT
 
 MANIFEST = "manifest.json"
+MAKERS = ("triage", "models", "preferences", "training", "evaluation")
 LIBRARIES = ("dpo_kit", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
@@ -70,11 +73,12 @@ class Workspace:
     def stage(self, name: str, build: Callable[[Path], None], config: dict[str, Any], inputs: dict[str, Any]) -> Path:
         """Make sure that `root/name` holds what `build` makes of `config` and `inputs`; returns that folder.
 
-        `config` and `inputs` are plain data; together with the library versions they decide whether an existing
+        `config` and `inputs` are plain data; together with code and library versions they decide whether an existing
         folder still stands. Inputs are hashes, best those of an earlier stage's manifest: see `outputs_of`.
         """
         folder, partial = self.root / name, self.root / f".{name}.partial"
-        made_from = json.loads(json.dumps({"config": config, "inputs": inputs, "versions": library_versions()}))
+        made_from = {"config": config, "inputs": inputs, "versions": library_versions(), "code": code_digest()}
+        made_from = json.loads(json.dumps(made_from))  # as it will be read back: tuples become lists
         stale = why_stale(folder, made_from)
         if stale is None:
             self.say(f"{name}: done before, verified")
@@ -124,6 +128,14 @@ def why_stale(folder: Path, made_from: dict[str, Any]) -> str | None:
 def library_versions() -> dict[str, str]:
     """The versions of the libraries whose change may change a result."""
     return {library: version(library) for library in LIBRARIES}
+
+
+@cache
+def code_digest() -> str:
+    """One hash over the sources that decide what a stage makes: an edited package does not trust its older results."""
+    package = Path(__file__).parent
+    sources = {folder: hashes(package / folder, only="*.py") for folder in MAKERS}
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
 
 
 def _first_difference(before: Any, now: Any) -> str:

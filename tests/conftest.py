@@ -28,3 +28,13 @@ def small_profile():
 def incidents():
     """A few hundred training prompts."""
     return draw_prompts(300, "train", "test", 0)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_profile, tmp_path_factory):
+    """The whole path once, on the small profile: its workdir, its profile and its report."""
+    from dpo_kit.pipeline import run
+
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    report = run(small_profile, workdir, seed=0, say=lambda line: None)
+    return workdir, small_profile, report

@@ -37,7 +37,9 @@ def execute(text: Path, folder: Path) -> nbformat.NotebookNode:
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"  # the same text gives the same file
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}, store_widget_state=False).execute()
+    NotebookClient(
+        notebook, timeout=900, resources={"metadata": {"path": str(folder)}}, store_widget_state=False
+    ).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

@@ -1,6 +1,6 @@
 """Hygiene of the stored notebooks: executed, in step with their text, and free of what no reader should meet.
 
-    python -m tools.check_notebooks         prints what is wrong and exits with 1
+python -m tools.check_notebooks         prints what is wrong and exits with 1
 """
 
 import json

@@ -70,4 +70,7 @@ def _first_difference(name: str, given: list, expected: list, tolerance: float) 
 
 
 def _short(value) -> str:
-    return str(torch.as_tensor(value).detach().round(decimals=4).tolist())
+    try:
+        return str(torch.as_tensor(value).detach().round(decimals=4).tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return repr(value)

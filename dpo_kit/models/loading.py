@@ -112,7 +112,7 @@ def check_shipped_model(folder: Path) -> None:
     for name, expected in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise DpoKitError(
-                f"{folder / name}: missing or not what its manifest says; restore it, or rebuild: {REBUILD}"
+                f"{folder / name}: missing or changed; restore it with git, or rebuild it: {REBUILD}"
             )
 
 

@@ -1,6 +1,5 @@
 """What SFT and DPO ask of TRL in common, and why it is not TRL's default."""
 
-import warnings
 from pathlib import Path
 
 import datasets
@@ -8,8 +7,6 @@ import torch
 
 from dpo_kit.profiles import DpoSettings, Profile, SftSettings
 
-# TRL 1.16 sets arguments that transformers 5.23 has renamed; nobody reading a log can do anything about it.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 datasets.disable_progress_bars()  # tokenising takes a second; our own bars show what takes longer
 
 

@@ -25,6 +25,7 @@ from transformers import (
 
 from dpo_kit.files import hashes, write_atomically
 from dpo_kit.triage.corpus import Chat, documents
+from dpo_kit.triage.model_card import model_card
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -54,7 +55,10 @@ class Recipe:
 
 
 def build(folder: Path, recipe: Recipe = Recipe()) -> dict:
-    """Train tokenizer and model by `recipe`, save them in bf16 safetensors with a manifest; return the manifest."""
+    """Train tokenizer and model by `recipe`; save them, bf16 and safetensors, with a manifest and a card.
+
+    Returns the manifest.
+    """
     tokenizer = train_tokenizer(recipe)
     model = new_model(recipe, tokenizer)
     curve = pretrain(model, tokenizer, recipe, folder)
@@ -68,6 +72,7 @@ def build(folder: Path, recipe: Recipe = Recipe()) -> dict:
         "files": hashes(folder, skip=("manifest.json", "README.md")),
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_atomically(folder / "README.md", model_card(manifest))
     return manifest
 
 
@@ -151,7 +156,7 @@ def _collate(rows: list[list[list[int]]], tokenizer: PreTrainedTokenizerFast) ->
     ids, positions = [], []
     for row in rows:
         padding = width - sum(map(len, row))
-        ids.append(sum(row, []) + [tokenizer.pad_token_id] * padding)
+        ids.append([i for document in row for i in document] + [tokenizer.pad_token_id] * padding)
         positions.append([i for document in row for i in range(len(document))] + [0] * padding)
     ids, positions = torch.tensor(ids), torch.tensor(positions)
     labels = ids.masked_fill((ids == tokenizer.pad_token_id) | (positions == 0), -100)

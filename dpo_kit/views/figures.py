@@ -75,3 +75,17 @@ def differences(metrics: dict[str, dict]) -> go.Figure:
     figure.update_xaxes(title="difference in mean score, with 95% interval")
     figure.update_yaxes(autorange="reversed")
     return figure.update_layout(template="dpo_kit", height=320, title="What DPO added to SFT")
+
+
+def overview(metrics: dict[str, dict], log: list[dict]) -> go.Figure:
+    """A run in one picture: the three arms beside what DPO gained in margin and paid in KL."""
+    figure = make_subplots(
+        rows=1, cols=2, column_widths=[0.5, 0.5], horizontal_spacing=0.1,
+        subplot_titles=("mean score on held-out prompts", "DPO steps: reward margin and KL to the reference"),
+    )  # fmt: skip
+    figure.add_traces(three_arms(metrics).data, rows=1, cols=1)
+    chosen = [trace for trace in training_curves(log).data if trace.name in ("margin", "KL")]
+    figure.add_traces([trace.update(xaxis=None, yaxis=None) for trace in chosen], rows=1, cols=2)
+    figure.update_yaxes(autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title="step", row=1, col=2)
+    return figure.update_layout(template="dpo_kit", width=1000, height=380)

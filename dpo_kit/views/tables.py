@@ -1,10 +1,11 @@
 """The three-way table and the pairwise result, in words and figures, for a terminal and for Markdown."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 ARM_NAMES = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
-HEADER = ("metric", *ARM_NAMES.values(), "SFT+DPO − SFT", "95% interval", "verdict")
+HEADER = ("metric", *ARM_NAMES.values(), "difference, 95%", "verdict")
 
 
 def table_rows(metrics: dict[str, dict]) -> list[tuple[str, ...]]:
@@ -13,8 +14,7 @@ def table_rows(metrics: dict[str, dict]) -> list[tuple[str, ...]]:
         (
             metric.replace("_", " "),
             *(f"{values[arm]:.3f}" for arm in ARM_NAMES),
-            f"{values['dpo_minus_sft']['mean']:+.3f}",
-            f"{values['dpo_minus_sft']['low']:+.3f} to {values['dpo_minus_sft']['high']:+.3f}",
+            "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format_map(values["dpo_minus_sft"]),
             verdict(values["dpo_minus_sft"]),
         )
         for metric, values in metrics.items()
@@ -43,14 +43,15 @@ def pairwise_sentence(pairwise: dict) -> str:
 
 def markdown_table(metrics: dict[str, dict]) -> str:
     """The table as Markdown."""
-    lines = [HEADER, ("---", *["---:"] * 4, "---", "---"), *table_rows(metrics)]
+    lines = [HEADER, ("---", *["---:"] * 4, "---"), *table_rows(metrics)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def print_report(data: dict, console: Console | None = None) -> None:
-    """Print the table and the pairwise result to a terminal."""
+    """Print the table and the pairwise result to a terminal; it fits into 80 columns."""
     console = console or Console()
-    table = Table(title=f"{data['n_prompts']} held-out prompts, sampled at temperature 1, seed {data['seed']}")
+    title = f"{data['n_prompts']} held-out prompts, sampled at temperature 1, seed {data['seed']}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in HEADER:
         table.add_column(name, justify="left" if name in ("metric", "verdict") else "right", no_wrap=True)
     for row in table_rows(data["metrics"]):

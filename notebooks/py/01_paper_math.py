@@ -42,7 +42,7 @@ from dpo_kit.views.style import show
 from dpo_kit.views.theory_figures import Slider, explore, frontier, lines, loss_well, policies
 
 torch.set_default_dtype(torch.float64)  # equalities then hold to about twelve digits
-torch.manual_seed(0);
+torch.manual_seed(0)
 # %% [markdown]
 # ## 1. A world that can be enumerated
 #

@@ -1,0 +1,70 @@
+"""Tokens in colour: which of them a mask selects, and what a number per token says of each.
+
+Model output and prompts are text from elsewhere, so everything is escaped before it becomes HTML. What colour shows
+is also shown without it: selected tokens are bold and underlined, and a plain text face brackets them.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+from IPython.display import display
+
+from dpo_kit.views.style import BLUE, VERMILION
+
+VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥"})
+# One box for every token: the page's own ink on a tint that reads on a light page and on a dark one.
+BOX = "display:inline-block;padding:0 2px;margin:1px;border-radius:3px;white-space:pre;"
+ROW = '<div style="font-family:monospace;line-height:1.7;max-width:760px">{}</div>'
+
+
+def show_mask(tokens: Sequence[str], mask: Sequence[int]) -> None:
+    """Display `tokens` with those that `mask` selects in colour, bold and underlined; both have T entries."""
+    pieces = [_box(token, _selected(bool(chosen)), bold=bool(chosen)) for token, chosen in _zip(tokens, mask)]
+    plain = "".join(f"[{token}]" if chosen else token for token, chosen in _zip(tokens, mask))
+    _display(pieces, plain)
+
+
+def show_values(tokens: Sequence[str], values: Sequence[float], unit: str = "") -> None:
+    """Display `tokens` tinted by a number each: blue above zero, red below, the deeper the larger in size.
+
+    The number stands in the token's tooltip; the largest in size is printed bold and named below.
+    """
+    values = [float(value) for value in values]
+    largest = max(map(abs, values), default=0.0)
+    pieces = [
+        _box(token, _tint(value, largest), bold=abs(value) == largest > 0, title=f"{value:+.3f} {unit}".strip())
+        for token, value in _zip(tokens, values)
+    ]
+    top = max(range(len(values)), key=lambda i: abs(values[i]), default=None)
+    if top is not None:
+        summary = f"largest: {values[top]:+.2f} {unit}".strip() + f" at “{tokens[top].translate(VISIBLE)}”"
+        pieces.append(f"<br><small>{escape(summary)}</small>")
+    plain = " ".join(f"{token.translate(VISIBLE)}({value:+.2f})" for token, value in _zip(tokens, values))
+    _display(pieces, plain)
+
+
+def _zip(tokens: Sequence[str], values: Sequence):
+    return zip(tokens, values, strict=True)
+
+
+def _box(token: str, style: str, *, bold: bool, title: str = "") -> str:
+    text = escape(token.translate(VISIBLE))
+    hint = f' title="{escape(title)}"' if title else ""
+    return f'<span style="{BOX}{style}"{hint}>{f"<b>{text}</b>" if bold else text}</span>' + _break(token)
+
+
+def _break(token: str) -> str:
+    return "<br>" if "\n" in token else ""
+
+
+def _selected(chosen: bool) -> str:
+    return f"background:{BLUE}44;border-bottom:2px solid {BLUE};" if chosen else "opacity:0.6;"
+
+
+def _tint(value: float, largest: float) -> str:
+    strength = 0.0 if largest == 0 else abs(value) / largest
+    return f"background:{BLUE if value >= 0 else VERMILION}{round(200 * strength):02x};"
+
+
+def _display(pieces: Sequence[str], plain: str) -> None:
+    display({"text/html": ROW.format("".join(pieces)), "text/plain": plain}, raw=True)

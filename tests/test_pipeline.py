@@ -1,0 +1,184 @@
+"""The path end to end on a very small configuration, and the command line around it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dpo_kit.__main__ import main
+from dpo_kit.errors import DpoKitError
+from dpo_kit.pipeline import run
+from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.records import Prompt, Response, read_pairs, read_records
+from dpo_kit.triage import rubric
+from dpo_kit.triage.incidents import is_heldout
+
+
+def test_the_workdir_holds_what_the_readme_promises(small_run):
+    work, _, report = small_run
+    for name in ("sft/adapter", "pairs/pairs.jsonl", "dpo/adapter", "eval", "report.json", "report.html"):
+        assert (work / name).exists(), name
+    assert not list(work.glob(".*.partial"))
+    assert json.loads((work / "report.json").read_text()) == report
+
+
+def test_the_report_holds_the_comparison_as_data(small_run):
+    _, profile, report = small_run
+    assert (report["seed"], report["profile"]) == (0, "tiny")
+    assert report["n_prompts"] == profile.evaluation.prompts
+    assert set(report["metrics"]) >= {"format_conformance", "severity_match", "faithfulness", "action_match"}
+    for values in report["metrics"].values():
+        assert set(values) == {"base", "sft", "dpo", "dpo_minus_sft"}
+        assert values["dpo_minus_sft"]["low"] <= values["dpo_minus_sft"]["mean"] <= values["dpo_minus_sft"]["high"]
+        assert values["dpo_minus_sft"]["mean"] == pytest.approx(values["dpo"] - values["sft"])
+    counts = {"wins", "ties", "losses", "decisive_win_rate", "low", "high", "p_value"}
+    assert set(report["pairwise"]) >= counts
+    assert set(report["timings_s"]) == {"sft", "pairs", "dpo", "eval"}
+    assert report["peak_memory_mb"] > 100
+    assert set(report["versions"]) >= {"torch", "trl", "transformers", "peft", "bitsandbytes"}
+
+
+def test_pairs_are_two_answers_of_the_sft_arm_and_the_better_one_is_chosen(small_run):
+    work, profile, report = small_run
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")
+    assert 0 < len(pairs) == report["pairs"] <= profile.pairs.prompts
+    for pair in pairs:
+        assert {pair.chosen.arm, pair.rejected.arm} == {"sft"}
+        assert pair.chosen.seed != pair.rejected.seed
+        assert {pair.chosen.temperature, pair.rejected.temperature} == set(profile.pairs.temperatures)
+        assert rubric.overall(pair.prompt, pair.chosen.text) > rubric.overall(pair.prompt, pair.rejected.text)
+
+
+def test_evaluation_prompts_are_held_out_from_everything_before(small_run):
+    work, _, _ = small_run
+    evaluated = read_records(work / "eval" / "prompts.jsonl", Prompt)
+    trained = [p for stage in ("sft", "pairs") for p in read_records(work / stage / "prompts.jsonl", Prompt)]
+    assert all(is_heldout(p.facts["service"], p.facts["region"]) for p in evaluated)
+    assert not any(is_heldout(p.facts["service"], p.facts["region"]) for p in trained)
+    assert not {p.text for p in evaluated} & {p.text for p in trained}
+
+
+def test_every_arm_answers_every_prompt_sampled_and_greedily(small_run):
+    work, profile, _ = small_run
+    responses = read_records(work / "eval" / "responses.jsonl", Response)
+    asked = {(r.arm, r.temperature, r.prompt_id) for r in responses}
+    assert len(asked) == len(responses) == 3 * 2 * profile.evaluation.prompts
+    assert {arm for arm, _, _ in asked} == {"base", "sft", "dpo"}
+
+
+def test_a_second_run_builds_nothing_and_reports_the_same(small_run):
+    work, profile, report = small_run
+    said = []
+    assert run(profile, work, say=said.append) == report
+    assert said == [f"{stage}: done before, verified" for stage in ("sft", "pairs", "dpo", "eval")]
+
+
+def test_a_spoilt_artefact_rebuilds_its_stage_and_what_depends_on_it(small_run):
+    work, profile, report = small_run
+    responses = work / "eval" / "responses.jsonl"
+    whole = responses.read_text()
+    responses.write_text(whole[: len(whole) // 2])
+    said = []
+    again = run(profile, work, say=said.append)
+    assert said[:3] == [f"{stage}: done before, verified" for stage in ("sft", "pairs", "dpo")]
+    assert said[3] == "eval: responses.jsonl was changed, building again"
+    assert responses.read_text() == whole, "sampling is reproducible byte for byte"
+    assert again["metrics"] == report["metrics"]
+
+
+def test_shuffled_labels_keep_the_prompts_and_lose_the_truth(small_run, small_profile, tmp_path):
+    from dpo_kit import pipeline
+    from dpo_kit.workspace import Workspace
+
+    shuffled = load_profile("tiny", pairs={**small_profile.pairs.model_dump(), "shuffle_labels": True})
+    shuffled = small_profile.model_copy(update={"pairs": shuffled.pairs})
+    work = Workspace(tmp_path, "tiny", say=lambda line: None)
+    pipeline.sft(work, shuffled, 0)
+    mixed = {p.prompt.id: p for p in read_pairs(pipeline.pairs(work, shuffled, 0) / "pairs.jsonl")}
+    judged = {p.prompt.id: p for p in read_pairs(small_run[0] / "pairs" / "pairs.jsonl")}
+    assert mixed.keys() == judged.keys()
+    kept = [mixed[name].chosen == judged[name].chosen for name in judged]
+    assert 0 < sum(kept) < len(kept)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),
+        (["--workdir", "/proc/nowhere"], "/proc/nowhere: cannot write here"),
+    ],
+)
+def test_what_the_reader_can_put_right_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_workdir_of_another_profile_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "profile.json").write_text('{"profile": "gpu-24gb"}')
+    assert main(["run", "--workdir", str(tmp_path)]) == 2
+    assert "made by profile 'gpu-24gb', not 'tiny'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", ["missing", "corrupt"])
+def test_a_missing_or_corrupt_shipped_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, spoil):
+    import shutil
+
+    folder = tmp_path / "data" / "tiny-base"
+    if spoil == "corrupt":
+        shutil.copytree(ROOT / "data" / "tiny-base", folder)
+        (folder / "model.safetensors").write_bytes(b"not a model")
+    monkeypatch.setattr("dpo_kit.profiles.ROOT", tmp_path)
+    assert main(["run", "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "restore it with git, or rebuild it: python -m dpo_kit pretrain" in error
+
+
+def test_ctrl_c_says_that_finished_work_is_kept(monkeypatch, capsys, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpo_kit.pipeline.sft", interrupted)
+    assert main(["run", "--workdir", str(tmp_path)]) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_the_module_is_a_command_line():
+    shown = subprocess.run([sys.executable, "-m", "dpo_kit", "--help"], capture_output=True, text=True, check=True)
+    assert "run" in shown.stdout
+    assert "pretrain" in shown.stdout
+
+
+def test_no_pair_at_all_is_said(small_profile, tmp_path, monkeypatch):
+    from dpo_kit.preferences.judging import by_score
+
+    monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
+    with pytest.raises(DpoKitError, match="gave no pair"):
+        run(small_profile, tmp_path, say=lambda line: None)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_report(small_run, tmp_path):
+    work, profile, report = small_run
+    (tmp_path / "profile.json").write_text(profile.model_dump_json())
+    script = (
+        "import sys; from pathlib import Path; from dpo_kit.pipeline import run; from dpo_kit.profiles import Profile\n"
+        f"profile = Profile.model_validate_json(Path({str(tmp_path / 'profile.json')!r}).read_text())\n"
+        f"run(profile, Path({str(tmp_path / 'run')!r}))\n"
+    )
+    for seconds in (9, 12, 15, 18):  # importing takes the first few
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["metrics"] == report["metrics"]
+    assert again["pairwise"] == report["pairwise"]
+    for name in ("pairs/pairs.jsonl", "sft/adapter/adapter_model.safetensors", "dpo/adapter/adapter_model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (work / name).read_bytes(), name

@@ -1,0 +1,155 @@
+"""What must hold before, during and after training, and that its absence is noticed."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpo_kit.errors import DpoKitError
+from dpo_kit.files import sha256
+from dpo_kit.models.loading import add_adapter, load_base
+from dpo_kit.records import read_pairs
+from dpo_kit.training.dpo import check_start, dpo_trainer, train_dpo
+from dpo_kit.training.metrics_log import MetricsLog, read_log
+from dpo_kit.training.sft import train_sft
+from dpo_kit.triage.demonstrations import Noise, demonstrate
+
+
+@pytest.fixture(scope="module")
+def trainer(small_run, tmp_path_factory):
+    work, profile, _ = small_run
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")
+    return dpo_trainer(profile, pairs, work / "sft" / "adapter", tmp_path_factory.mktemp("dpo"), seed=0)
+
+
+def adapter_weights(model, name):
+    return {n.replace(f".{name}.", ".x."): p for n, p in model.named_parameters() if f".{name}." in n}
+
+
+def test_policy_and_reference_start_as_the_sft_adapter_bit_for_bit(trainer, small_run):
+    policy, reference = (adapter_weights(trainer.model, name) for name in ("default", "ref"))
+    assert policy.keys() == reference.keys() and policy
+    saved = load_file(small_run[0] / "sft" / "adapter" / "adapter_model.safetensors")
+    for name, weight in policy.items():
+        assert torch.equal(weight, reference[name])
+        assert torch.equal(weight, saved[name.replace(".x.", ".")])
+
+
+def test_only_the_policy_is_trained_and_in_fp32(trainer):
+    trainable = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all(".default." in name for name in trainable)
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+
+
+def test_step_zero_is_ln_2_and_zero_margins(trainer):
+    start = check_start(trainer)
+    assert start["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert start["margin"] == 0
+    assert start["gradient_cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_policy_that_does_not_start_at_its_reference_is_refused(small_run, tmp_path):
+    work, profile, _ = small_run
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")
+    moved = dpo_trainer(profile, pairs, work / "sft" / "adapter", tmp_path, seed=0)
+    for weight in adapter_weights(moved.model, "default").values():
+        weight.data.mul_(1.05)
+    with pytest.raises(DpoKitError, match="the reference is not the policy's start"):
+        check_start(moved)
+
+
+def test_the_log_begins_at_ln_2_and_holds_every_step_and_the_kl(small_run):
+    work, profile, _ = small_run
+    log = read_log(work / "dpo" / "log.jsonl")
+    steps = [row for row in log if "loss" in row]
+    pairs = len(read_pairs(work / "pairs" / "pairs.jsonl"))
+    assert [row["step"] for row in steps] == list(range(1, math.ceil(pairs / profile.dpo.batch_size) + 1))
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all("rewards/margins" in row for row in steps), "measuring KL in between loses no training metric"
+    kl = {row["step"]: row["kl/sequence"] for row in log if "kl/sequence" in row}
+    assert kl[0] == 0, "an untrained policy is its reference"
+    assert set(kl) >= {0, profile.dpo.kl_every, steps[-1]["step"]}
+    assert kl[steps[-1]["step"]] > 0
+
+
+def test_the_identity_of_the_reference_is_recorded(small_run):
+    work = small_run[0]
+    start = json.loads((work / "dpo" / "start.json").read_text())
+    assert start["reference_sha256"] == sha256(work / "sft" / "adapter" / "adapter_model.safetensors")
+
+
+def test_training_moved_the_policy_and_left_the_reference_file(small_run):
+    work = small_run[0]
+    sft, dpo = (load_file(work / arm / "adapter" / "adapter_model.safetensors") for arm in ("sft", "dpo"))
+    assert sft.keys() == dpo.keys(), "the saved adapter is the policy alone, without `ref`"
+    assert all(not torch.equal(sft[name], dpo[name]) for name in sft), "every weight can move"
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_does_not(small_profile, small_run, tmp_path):
+    work = small_run[0]
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")
+    trained = {}
+    for name, seed in (("again", 0), ("other", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        train_dpo(small_profile, pairs, work / "sft" / "adapter", [pair.prompt for pair in pairs[:2]], folder, seed)
+        trained[name] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    first = load_file(work / "dpo" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(first[name], trained["again"][name]) for name in first)
+    assert not all(torch.equal(first[name], trained["other"][name]) for name in first)
+
+
+def test_a_saved_adapter_gives_back_the_trained_model(small_run):
+    work, profile, _ = small_run
+    model = add_adapter(load_base(profile)[0], "dpo", work / "dpo" / "adapter").eval()
+    again = add_adapter(load_base(profile)[0], "dpo", work / "dpo" / "adapter").eval()
+    ids = torch.arange(5, 40)[None]
+    assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
+
+
+def test_sft_bears_loss_on_the_demonstration_and_its_eos_only(small_profile, incidents, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    seen = {}
+
+    def stop_at_the_first_batch(model, inputs):
+        seen.update(inputs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpo_kit.training.sft.assert_gradients_alive", stop_at_the_first_batch)
+    prompts = incidents[:4]
+    demonstrations = demonstrate(prompts, Noise(), 0)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(small_profile, prompts, demonstrations, tmp_path, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(small_profile.model_path)
+    trained = {tokenizer.decode(row[row >= 0]) for row in seen["labels"]}
+    assert trained == {demonstration.text + "<|end|>" for demonstration in demonstrations}
+
+
+def test_a_nan_is_logged_as_nan_and_a_cut_last_line_is_left_out(tmp_path):
+    log = MetricsLog(tmp_path / "log.jsonl")
+    log.write({"step": 1, "loss": float("nan")})
+    log.write({"step": 2, "loss": 0.5})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    rows = read_log(tmp_path / "log.jsonl")
+    assert math.isnan(rows[0]["loss"])
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_nan_weights_show_in_the_log(small_profile, small_run, tmp_path):
+    """The library's default would log this loss as 0.0."""
+    work = small_run[0]
+    weights = load_file(work / "sft" / "adapter" / "adapter_model.safetensors")
+    first = next(iter(weights))
+    weights[first] = torch.full_like(weights[first], float("nan"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    (adapter / "adapter_config.json").write_bytes((work / "sft" / "adapter" / "adapter_config.json").read_bytes())
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")
+    with pytest.raises(DpoKitError, match="at step 0 the loss is nan"):
+        train_dpo(small_profile, pairs, adapter, [], tmp_path, seed=0)
+    assert math.isnan(read_log(tmp_path / "log.jsonl")[0]["eval_loss"])
