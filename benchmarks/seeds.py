@@ -1,6 +1,6 @@
 """Is the effect real? The whole path on several seeds, and its control: the same with shuffled labels.
 
-    python -m benchmarks.seeds [--seeds 5] [--runs runs/seeds]
+    python -m benchmarks.seeds [--seeds 5] [--controls 3] [--runs runs/seeds]
 
 Writes every run's report to `data/runs/seeds.json` and prints the table of LOG.md. Finished stages are not run again,
 so an interrupted benchmark goes on where it stopped. The control shares its SFT stage with the run of the same seed.
@@ -22,12 +22,15 @@ def main() -> None:
     """Run all seeds, write the reports, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--controls", type=int, default=3, help="of how many seeds the control is run too")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeds")
     arguments = parser.parse_args()
     reports: dict[str, list[dict]] = {"judged": [], "shuffled": []}
     for seed in range(arguments.seeds):
         judged, shuffled = (arguments.runs / f"{labels}-{seed}" for labels in reports)
         reports["judged"].append(run(load_profile("tiny"), judged, seed=seed))
+        if seed >= arguments.controls:
+            continue
         if not (shuffled / "sft").exists():
             shutil.copytree(judged / "sft", shuffled / "sft")
         control = load_profile("tiny", pairs={"shuffle_labels": True})

@@ -137,6 +137,6 @@ def config(profile: Profile, seed: int, table: str) -> dict:
 
 
 def base_hashes(profile: Profile) -> dict[str, str] | str:
-    """What identifies the base weights: the hashes of a local folder's files, or the Hub id."""
+    """What identifies the base: the hashes of a local folder's files but its card, or the Hub id."""
     folder = Path(profile.model_path)
-    return hashes(folder) if folder.is_dir() else profile.model_path
+    return hashes(folder, skip=("README.md", "manifest.json")) if folder.is_dir() else profile.model_path

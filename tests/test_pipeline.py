@@ -8,11 +8,14 @@ import pytest
 
 from dpo_kit.__main__ import main
 from dpo_kit.errors import DpoKitError
+from dpo_kit.files import hashes
 from dpo_kit.pipeline import run
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response, read_pairs, read_records
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import is_heldout
+
+MADE_ONCE = ("manifest.json",)  # it holds how long the stage took
 
 
 def test_the_workdir_holds_what_the_readme_promises(small_run):
@@ -180,5 +183,5 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_report(small_ru
     again = json.loads((tmp_path / "run" / "report.json").read_text())
     assert again["metrics"] == report["metrics"]
     assert again["pairwise"] == report["pairwise"]
-    for name in ("pairs/pairs.jsonl", "sft/adapter/adapter_model.safetensors", "dpo/adapter/adapter_model.safetensors"):
-        assert (tmp_path / "run" / name).read_bytes() == (work / name).read_bytes(), name
+    for name in ("sft/adapter", "pairs", "dpo/adapter"):
+        assert hashes(tmp_path / "run" / name, skip=MADE_ONCE) == hashes(work / name, skip=MADE_ONCE), name

@@ -36,8 +36,12 @@ def test_the_named_libraries_reach_the_reader_and_are_pinned():
     wanted = {re.match(r"[\w-]+", d)[0] for d in project["dependencies"] + project["optional-dependencies"]["dev"]}
     named = {"jupyterlab", "ipywidgets", "transformers", "trl", "peft", "bitsandbytes", "plotly", "nbmake"}
     assert named <= wanted
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert {name.lower() for name in wanted} <= pinned
+    pinned = {_normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {_normal(name) for name in wanted} <= pinned
+
+
+def _normal(name):
+    return name.lower().replace("_", "-")
 
 
 def test_every_pin_is_what_is_installed():
@@ -65,11 +69,12 @@ def test_every_command_line_the_readme_shows_is_understood():
         _parser().parse_args(shlex.split(arguments))
 
 
-def test_the_python_the_readme_shows_runs(small_run, monkeypatch):
-    work = small_run[0]
-    monkeypatch.chdir(ROOT)
+def test_the_python_the_readme_shows_runs(small_run, monkeypatch, capsys):
+    work, profile, _ = small_run
+    monkeypatch.setattr("dpo_kit.profiles.load_profile", lambda name: profile)
     for block in code_blocks("python"):
         exec(compile(block.replace("runs/tiny", str(work)), "README.md", "exec"), {})
+    assert "severity match" in capsys.readouterr().out
 
 
 def test_the_readme_lists_every_file_of_the_package_and_no_other():

@@ -118,7 +118,8 @@ def test_kill_at_random_moments_never_leaves_a_half_stage_for_a_whole_one(tmp_pa
         def build(folder):
             for i in range(40):
                 (folder / f"{{i}}.txt").write_text(str(i) * 100_000)
-        Workspace(Path({str(tmp_path / "run")!r}), "tiny", print).stage("stage", build, {{"seed": int(sys.argv[1])}}, {{}})
+        work = Workspace(Path({str(tmp_path / "run")!r}), "tiny", print)
+        work.stage("stage", build, {{"seed": int(sys.argv[1])}}, {{}})
     """)
 
     def start(seed):

@@ -13,10 +13,13 @@ ARMS = ("base", "sft", "dpo")
 def answer_all(arms: Arms, prompts: Sequence[Prompt], settings: EvaluationSettings, seed: int) -> list[Response]:
     """One sampled and one greedy answer a prompt from each of the three arms.
 
-    All arms share the seed of each prompt, so two arms with equal probabilities give equal answers.
+    Each arm draws with a seed of its own. With common noise two similar arms would mostly give the same answer, and
+    the win rate would be one between coupled samples, not the chance that one model's answer beats the other's.
     """
-    ways = [
-        Sampling(temperature, seed, settings.max_new_tokens, settings.batch_size)
-        for temperature in (settings.temperature, 0.0)
-    ]
-    return [response for way in ways for arm in ARMS for response in generate(arms, arm, prompts, way)]
+    responses = []
+    for temperature in (settings.temperature, 0.0):
+        for number, arm in enumerate(ARMS):
+            own = len(ARMS) * seed + number
+            how = Sampling(temperature, own, settings.max_new_tokens, settings.batch_size)
+            responses += generate(arms, arm, prompts, how)
+    return responses

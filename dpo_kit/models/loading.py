@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl.trainer.utils import use_adapter
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.files import sha256
+from dpo_kit.files import sha256, write_atomically
 from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.profiles import Profile
 
@@ -76,6 +76,14 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path, *, 
     return model
 
 
+def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
+    """Save one adapter; the same adapter gives the same bytes. PEFT writes sets in an order that changes by process."""
+    model.save_pretrained(folder, selected_adapters=[name])
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def lora(profile: Profile) -> LoraConfig:
     """LoRA on every linear layer but the head, without dropout: policy and reference must agree at step 0."""
     return LoraConfig(
@@ -111,9 +119,7 @@ def check_shipped_model(folder: Path) -> None:
         return
     for name, expected in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise DpoKitError(
-                f"{folder / name}: missing or changed; restore it with git, or rebuild it: {REBUILD}"
-            )
+            raise DpoKitError(f"{folder / name}: missing or changed; restore it with git, or rebuild it: {REBUILD}")
 
 
 REBUILD = "python -m dpo_kit pretrain"

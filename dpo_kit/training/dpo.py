@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 from dpo_kit.models.generation import Sampling
-from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base
+from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
 from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.quantization import assert_gradients_alive
 from dpo_kit.profiles import Profile
@@ -46,7 +46,7 @@ def train_dpo(
     write_atomically(folder / "start.json", json.dumps({**start, "reference_sha256": reference}, indent=1) + "\n")
     trainer.add_callback(KlProbe(Arms(trainer.model, trainer.processing_class), kl_prompts, profile, log, seed))
     trainer.train()
-    trainer.model.save_pretrained(folder / "adapter", selected_adapters=["default"])
+    save_adapter(trainer.model, folder / "adapter")
 
 
 def dpo_trainer(

@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from dpo_kit.models.loading import adapters_to_fp32, load_base, lora
+from dpo_kit.models.loading import adapters_to_fp32, load_base, lora, save_adapter
 from dpo_kit.models.quantization import assert_gradients_alive
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
@@ -35,7 +35,7 @@ def train_sft(
     assert_gradients_alive(trainer.model, {"input_ids": batch["input_ids"][:4], "labels": batch["labels"][:4]})
     attach(trainer, folder / "log.jsonl", "SFT")
     trainer.train()
-    trainer.model.save_pretrained(folder / "adapter")
+    save_adapter(trainer.model, folder / "adapter")
 
 
 def _row(prompt: Prompt, demonstration: Response) -> dict:

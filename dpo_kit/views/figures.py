@@ -6,6 +6,8 @@ from plotly.subplots import make_subplots
 from dpo_kit.views.style import COLOURS, DASHES, GREY
 from dpo_kit.views.tables import ARM_NAMES
 
+TOP_RIGHT = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+
 
 def training_curves(log: list[dict]) -> go.Figure:
     """Loss, rewards, margin with accuracy, and KL to the reference over the steps of a DPO log.
@@ -24,7 +26,7 @@ def training_curves(log: list[dict]) -> go.Figure:
         )  # fmt: skip
         figure.add_trace(trace, row, col)
 
-    line(1, 1, "loss", "loss", "reference")
+    line(1, 1, "loss", "loss", "margin")
     line(1, 2, "rewards/chosen", "chosen", "chosen")
     line(1, 2, "rewards/rejected", "rejected", "rejected")
     line(2, 1, "rewards/margins", "margin", "margin")
@@ -38,7 +40,7 @@ def training_curves(log: list[dict]) -> go.Figure:
         2, 2,
     )  # fmt: skip
     figure.add_hline(0.693147, line_dash="dot", line_color=GREY, row=1, col=1, annotation_text="ln 2")
-    return figure.update_layout(template="dpo_kit", height=560, title="DPO, step by step")
+    return figure.update_layout(template="dpo_kit", height=560, legend_y=-0.08)
 
 
 def three_arms(metrics: dict[str, dict]) -> go.Figure:
@@ -54,7 +56,7 @@ def three_arms(metrics: dict[str, dict]) -> go.Figure:
     ])  # fmt: skip
     figure.update_xaxes(title="mean score on held-out prompts", range=[0, 1.02])
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(template="dpo_kit", height=340, title="Base, SFT, SFT+DPO")
+    return figure.update_layout(template="dpo_kit", height=330, legend=TOP_RIGHT, margin_t=30)
 
 
 def differences(metrics: dict[str, dict]) -> go.Figure:
@@ -74,18 +76,18 @@ def differences(metrics: dict[str, dict]) -> go.Figure:
     figure.add_vline(0, line_dash="dot", line_color=GREY)
     figure.update_xaxes(title="difference in mean score, with 95% interval")
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(template="dpo_kit", height=320, title="What DPO added to SFT")
+    return figure.update_layout(template="dpo_kit", height=300, margin_t=20)
 
 
 def overview(metrics: dict[str, dict], log: list[dict]) -> go.Figure:
     """A run in one picture: the three arms beside what DPO gained in margin and paid in KL."""
     figure = make_subplots(
         rows=1, cols=2, column_widths=[0.5, 0.5], horizontal_spacing=0.1,
-        subplot_titles=("mean score on held-out prompts", "DPO steps: reward margin and KL to the reference"),
+        subplot_titles=("mean score on held-out prompts", "over DPO steps: reward margin, and KL in nats"),
     )  # fmt: skip
     figure.add_traces(three_arms(metrics).data, rows=1, cols=1)
     chosen = [trace for trace in training_curves(log).data if trace.name in ("margin", "KL")]
     figure.add_traces([trace.update(xaxis=None, yaxis=None) for trace in chosen], rows=1, cols=2)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
     figure.update_xaxes(title="step", row=1, col=2)
-    return figure.update_layout(template="dpo_kit", width=1000, height=380)
+    return figure.update_layout(template="dpo_kit", width=1000, height=380, legend_y=-0.25)

@@ -19,11 +19,13 @@ def loss_and_pull(
     low: float = -5.0,
     high: float = 5.0,
     ceiling: float | None = None,
+    strongest: float | None = None,
     x_title: str = "margin m",
 ) -> go.Figure:
     """`loss(margin)` and `-d loss / d margin` of every entry over `low` to `high`; the first is the yardstick, in grey.
 
-    Each function maps margins (N,) to losses (N,). A positive pull widens the margin. `ceiling` cuts the left panel.
+    Each function maps margins (N,) to losses (N,). A positive pull widens the margin. `ceiling` cuts
+    the left panel, `strongest` the right one on both sides of zero.
     """
     margins = torch.linspace(low, high, 201)
     figure = make_subplots(1, 2, subplot_titles=("loss", "pull on the margin"), horizontal_spacing=0.1)
@@ -36,7 +38,10 @@ def loss_and_pull(
     figure.update_xaxes(title=x_title)
     if ceiling is not None:
         figure.update_yaxes(range=[min(-0.1, _lowest(figure)), ceiling], row=1, col=1)
-    return figure.update_layout(template="dpo_kit", title=title, legend_y=-0.3, height=380)
+    if strongest is not None:
+        figure.update_yaxes(range=[-strongest, strongest], row=1, col=2)
+    # room for the panels' titles below the figure's own
+    return figure.update_layout(template="dpo_kit", title=title, legend_y=-0.3, height=400, margin_t=80)
 
 
 def loss_with_pull(loss: Callable[[Tensor], Tensor], margins: Tensor) -> tuple[Tensor, Tensor]:

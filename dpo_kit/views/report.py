@@ -68,6 +68,6 @@ def examples(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[d
 
 def _embed(figure: go.Figure, description: str, plotly_js: bool = False) -> dict[str, str]:
     """The figure as HTML; `plotly_js` includes the library, which one figure a page must."""
-    options = {"displaylogo": False, "responsive": True}
+    options = {"displayModeBar": False, "responsive": True}
     html = figure.update_layout(width=None).to_html(full_html=False, include_plotlyjs=plotly_js, config=options)
     return {"html": html, "description": description}

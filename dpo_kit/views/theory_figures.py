@@ -41,9 +41,9 @@ def policies(prompts: Sequence[str], answers: Sequence[str], rows: Mapping[str, 
             texture = {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
             bar = {"marker": {"color": colour, "pattern": texture}}
             figure.add_bar(x=list(answers), y=row, name=name, showlegend=column == 1, row=1, col=column, **bar)
-    figure.update_layout(
-        template="dpo_kit", title=title, barmode="group", yaxis_range=[0, 1], yaxis_title="probability"
-    )
+    figure.update_layout(template="dpo_kit", title=title, barmode="group", yaxis_range=[0, 1])
+    # room for the panels' titles below the figure's own
+    figure.update_layout(yaxis_title="probability", margin_t=80)
     return figure.update_annotations(font_size=13)
 
 

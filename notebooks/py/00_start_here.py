@@ -200,7 +200,9 @@ for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
 seeds = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())
 for labels, runs in seeds.items():
     gains = [run["metrics"]["severity_match"]["dpo_minus_sft"]["mean"] for run in runs]
-    print(f"{labels:9} severity match, SFT+DPO minus SFT by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")
+    rates = [run["pairwise"]["decisive_win_rate"] for run in runs]
+    print(f"{labels:9} severity match, difference by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")
+    print(f"{labels:9} decisive win rate by seed:          {', '.join(f'{rate:.3f}' for rate in rates)}")
 
 # %% [markdown]
 # ## What we saw

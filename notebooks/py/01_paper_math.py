@@ -774,7 +774,7 @@ for name, distances in by_step.items():
 shown = range(0, rl_steps + 1, 3)
 figure = lines(
     shown, {name: distances[shown] for name, distances in by_step.items()}, log="y",
-    title="Two roads to one policy", x_title="step", y_title="total variation to the meeting point",
+    title="Two roads to one policy", x_title="step", y_title="distance to the meeting point",
 )  # fmt: skip
 show(figure, "Distance to the common optimum over steps, for DPO and for REINFORCE with few and many samples.")
 

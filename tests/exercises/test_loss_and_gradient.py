@@ -20,7 +20,7 @@ EXERCISES = {
 
 def exercise_functions(path):
     """The functions `my_...` of a notebook, from the cells that define them."""
-    namespace = {"torch": torch, "F": F, **{check.__name__: check for check in EXERCISES.values()}}
+    namespace = {"torch": torch, "F": F, "exercises": checks, **{check.__name__: check for check in EXERCISES.values()}}
     for cell in jupytext.read(path).cells:
         if cell.cell_type == "code" and cell.source.startswith("def my_"):
             exec(cell.source, namespace)

@@ -15,6 +15,13 @@ def arms(small_run):
     return load_arms(profile, {arm: work / arm / "adapter" for arm in ("sft", "dpo")})
 
 
+def answer_logps(arms, arm, prompt, tail):
+    """Log-probs over the vocabulary at each token of one answer, unbatched: (tokens, V)."""
+    head = prompt_ids(arms.tokenizer, prompt)
+    with arms.use(arm) as model, torch.no_grad():
+        return model(input_ids=torch.tensor([head + tail])).logits[0, len(head) - 1 : -1].log_softmax(dim=-1)
+
+
 def test_a_policy_has_no_distance_from_itself(arms, incidents):
     estimate = on_policy_kl(arms, "sft", "sft", incidents[:9], HOW)
     assert (estimate.sequence, estimate.per_token) == (0, 0)
@@ -25,13 +32,7 @@ def test_kl_is_that_of_a_row_by_row_computation(arms, incidents):
     estimate = on_policy_kl(arms, "sft", "base", prompts, HOW)
     by_hand = []
     for prompt, tail in zip(prompts, sample_ids(arms, "sft", prompts, HOW), strict=True):
-        head = prompt_ids(arms.tokenizer, prompt)
-        logps = []
-        for arm in ("sft", "base"):
-            with arms.use(arm) as model, torch.no_grad():
-                logits = model(input_ids=torch.tensor([head + tail])).logits[0]
-            logps.append(logits[len(head) - 1 : -1].log_softmax(dim=-1))
-        p, q = logps  # (tokens of the answer, V)
+        p, q = (answer_logps(arms, arm, prompt, tail) for arm in ("sft", "base"))
         by_hand.append((p.exp() * (p - q)).sum().item())
     assert estimate.sequence == pytest.approx(sum(by_hand) / 9, rel=1e-3)
     assert estimate.sequence > 0
@@ -44,13 +45,8 @@ def test_kl_agrees_with_the_mean_log_ratio_of_many_samples(arms, incidents):
     exact = on_policy_kl(arms, "dpo", "base", prompts, how)
     ratios = []
     for prompt, tail in zip(prompts, sample_ids(arms, "dpo", prompts, how), strict=True):
-        head = prompt_ids(arms.tokenizer, prompt)
-        sums = []
-        for arm in ("dpo", "base"):
-            with arms.use(arm) as model, torch.no_grad():
-                logps = model(input_ids=torch.tensor([head + tail])).logits[0, len(head) - 1 : -1].log_softmax(-1)
-            sums.append(logps.gather(1, torch.tensor(tail)[:, None]).sum())
-        ratios.append(sums[0] - sums[1])
+        p, q = (answer_logps(arms, arm, prompt, tail) for arm in ("dpo", "base"))
+        ratios.append((p - q).gather(1, torch.tensor(tail)[:, None]).sum())
     ratios = torch.stack(ratios).double()
     error = ratios.std() / len(ratios) ** 0.5
     assert abs(ratios.mean() - exact.sequence) < 4 * error

@@ -1,4 +1,4 @@
-"""Notebook 01 in a real JupyterLab: run it, move a slider, see the figure follow."""
+"""Notebooks 01 and 02 in a real JupyterLab: run one, move a slider, see the figure follow."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_paper_math.ipynb"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
 
@@ -28,9 +28,14 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def jupyterlab(tmp_path_factory):
-    """A JupyterLab on a copy of the notebook: yields its address, and stops it afterwards."""
+    """A JupyterLab on a copy of the notebooks: yields its address, and stops it afterwards."""
     root = tmp_path_factory.mktemp("lab")
-    shutil.copy(NOTEBOOK, root)
+    for name in ("01_paper_math.ipynb", "02_loss_and_gradient.ipynb"):
+        shutil.copy(NOTEBOOKS / name, root)
+    # JupyterLab attaches only the cells in sight unless told otherwise, and the slider may be far down
+    tracker = root / ".settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,6 +45,7 @@ def jupyterlab(tmp_path_factory):
         "--IdentityProvider.token=",
         "--ServerApp.ip=127.0.0.1",
         "--LabApp.news_url=",
+        f"--LabApp.user_settings_dir={root / '.settings'}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(root / ".config"), "JUPYTER_DATA_DIR": str(root / ".data")}
@@ -73,30 +79,42 @@ def page(jupyterlab, chromium):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
-        page.goto(f"{jupyterlab}/lab/tree/{NOTEBOOK.name}?reset")
+        page.set_default_timeout(300_000)
         yield page
         browser.close()
 
 
-def test_moving_beta_redraws_the_optimum(page):
+def run_to_first_slider(page, address):
+    """Open the notebook at `address`, run it, and return the output with its first slider."""
+    page.goto(address)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.locator(".widget-slider").first.wait_for(state="attached")
     page.locator(".widget-slider").first.scroll_into_view_if_needed()  # the page has scrolled to its end
-    area = page.locator(".jp-OutputArea-output:has(.widget-slider)").first
-    area.locator(".bars path").first.wait_for()
-    before = bars(area)
-    assert "β = 0.50" in area.text_content()
-    area.locator(".noUi-handle").focus()
+    return page.locator(".jp-OutputArea-output:has(.widget-slider)").first
+
+
+def move(page, area, shapes):
+    """Push the first slider of `area` to the right, and wait until what `shapes` selects is drawn otherwise."""
+    area.locator(shapes).first.wait_for(state="attached")
+    outlines = f"[...area.querySelectorAll('{shapes}')].map(p => p.getAttribute('d')).join()"
+    before = area.evaluate(f"area => {outlines}")
+    area.locator(".noUi-handle").first.focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    changed = "([area, old]) => [...area.querySelectorAll('.bars path')].map(p => p.getAttribute('d')).join() !== old"
-    page.wait_for_function(changed, arg=[area.element_handle(), before])
+    page.wait_for_function(f"([area, old]) => {outlines} !== old", arg=[area.element_handle(), before])
+
+
+def test_moving_beta_redraws_the_optimum(page, jupyterlab):
+    area = run_to_first_slider(page, f"{jupyterlab}/lab/tree/01_paper_math.ipynb?reset")
+    assert "β = 0.50" in area.text_content()
+    move(page, area, ".bars path")
     page.wait_for_function("area => !area.textContent.includes('β = 0.50')", arg=area.element_handle())
 
 
-def bars(area):
-    """The outlines of all bars as drawn."""
-    return area.evaluate("area => [...area.querySelectorAll('.bars path')].map(p => p.getAttribute('d')).join()")
+def test_moving_beta_redraws_the_relatives(page, jupyterlab):
+    area = run_to_first_slider(page, f"{jupyterlab}/lab/tree/02_loss_and_gradient.ipynb?reset")
+    assert "β = 0.30" in area.text_content()
+    move(page, area, ".scatterlayer path.js-line")
+    page.wait_for_function("area => !area.textContent.includes('β = 0.30')", arg=area.element_handle())

@@ -30,7 +30,8 @@ def adapter_weights(model, name):
 
 def test_policy_and_reference_start_as_the_sft_adapter_bit_for_bit(trainer, small_run):
     policy, reference = (adapter_weights(trainer.model, name) for name in ("default", "ref"))
-    assert policy.keys() == reference.keys() and policy
+    assert policy
+    assert policy.keys() == reference.keys()
     saved = load_file(small_run[0] / "sft" / "adapter" / "adapter_model.safetensors")
     for name, weight in policy.items():
         assert torch.equal(weight, reference[name])

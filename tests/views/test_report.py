@@ -53,7 +53,14 @@ def test_figures_show_the_numbers_they_are_given(small_run):
     assert overview(report["metrics"], log).data
 
 
-HOSTILE = ["<script>alert(1)</script>", "</pre><img src=x onerror=alert(2)>", "\x1b[31mred", "a\ud800b", "x" * 10**6, ""]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</pre><img src=x onerror=alert(2)>",
+    "\x1b[31mred",
+    "a\ud800b",
+    "x" * 10**6,
+    "",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
