@@ -1,16 +1,16 @@
 """One look for every figure, and how a figure is shown so that it lasts.
 
-A shown figure carries three faces at once: an interactive one for JupyterLab, a PNG for places that run no
+A shown figure carries three faces at once: an interactive one for JupyterLab, an SVG for places that run no
 JavaScript, and a sentence for those who cannot see it.
 """
 
 import atexit
-import base64
 import json
 import os
 import shutil
 import warnings
 from functools import cache
+from html import escape
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -45,14 +45,16 @@ pio.templates["dpo_kit"] = go.layout.Template(
 
 
 def show(figure: go.Figure, description: str) -> None:
-    """Display `figure` in a notebook with a static PNG beside it; `description` says in words what it shows.
+    """Display `figure` in a notebook with a static SVG beside it; `description` says in words what it shows.
 
-    Where no Chromium is installed there is no PNG, and only the interactive face is stored.
+    SVG and not PNG: JupyterLab prefers a stored PNG to the interactive figure. Where no Chromium is installed there
+    is no SVG, and only the interactive face is stored.
     """
     bundle = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/plain": description}
-    if (png := to_png(figure)) is not None:
-        bundle["image/png"] = base64.b64encode(png).decode()
-    display(bundle, raw=True, metadata={"image/png": {"alt": description}})
+    if _renderer_ready():
+        svg = _drawn(figure, "svg").decode()
+        bundle["image/svg+xml"] = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    display(bundle, raw=True)
 
 
 def to_png(figure: go.Figure, scale: float = 1.5) -> bytes | None:
@@ -60,9 +62,13 @@ def to_png(figure: go.Figure, scale: float = 1.5) -> bytes | None:
     if not _renderer_ready():
         return None
     printed = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#333333")
+    return _drawn(printed, "png", scale=scale)
+
+
+def _drawn(figure: go.Figure, kind: str, **options) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # plotly warns that a running renderer takes no start options
-        return printed.to_image(format="png", scale=scale)
+        return figure.to_image(format=kind, **options)
 
 
 @cache
