@@ -1,6 +1,7 @@
 """One set of frozen weights, and adapters on it: the arms that are trained and compared."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,16 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 from trl.trainer.utils import use_adapter
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.profiles import Profile
+
+if os.environ.get("TQDM_DISABLE"):  # transformers draws a bar of its own, which does not know this variable
+    transformers_logging.disable_progress_bar()
 
 
 @dataclass

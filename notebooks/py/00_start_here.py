@@ -31,6 +31,7 @@
 
 # %%
 import json
+from textwrap import fill
 
 from IPython.display import Markdown
 
@@ -70,7 +71,7 @@ print(profile.name, "|", profile.model.path, "|", profile.model.quantize, "| bet
 
 # %%
 prompt = draw_prompts(8, "train", "demonstrations", seed=0)[5]
-print(prompt.text)
+print(fill(prompt.text, 100))
 print(f"\nfacts: {prompt.facts}\n")
 print(Incident.from_facts(prompt.facts).answer)
 
@@ -107,7 +108,7 @@ print(f"loss {sft_log[0]['loss']:.2f} at the first step, {sft_log[-1]['loss']:.2
 # %%
 pairs = read_pairs(pipeline.pairs(work, profile, seed=0) / "pairs.jsonl")
 pair = pairs[2]
-print(f"{len(pairs)} pairs from {profile.pairs.prompts} prompts\n\n{pair.prompt.text}\n")
+print(f"{len(pairs)} pairs from {profile.pairs.prompts} prompts\n\n{fill(pair.prompt.text, 100)}\n")
 for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
     print(f"{name}, overall score {rubric.overall(pair.prompt, response.text):.2f}\n{response.text}\n")
 
@@ -175,7 +176,7 @@ show(differences(report["metrics"]), "SFT+DPO minus SFT on each metric, with 95%
 # tie is a tie.
 
 # %%
-print(pairwise_sentence(report["pairwise"]))
+print(fill(pairwise_sentence(report["pairwise"]), 100))
 
 # %% [markdown]
 # ## Look at answers
@@ -185,7 +186,7 @@ print(pairwise_sentence(report["pairwise"]))
 # %%
 evaluated = read_records(work.root / "eval" / "responses.jsonl", Response)
 for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
-    print(f"--- {prompt.text}")
+    print(fill(f"--- {prompt.text}", 100))
     for response in (r for r in evaluated if r.prompt_id == prompt.id and r.temperature > 0):
         print(f"[{response.arm}]\n{response.text}")
 
