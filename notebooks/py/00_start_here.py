@@ -164,8 +164,8 @@ Markdown(markdown_table(report["metrics"]))
 show(three_arms(report["metrics"]), "Mean score of base, SFT and SFT+DPO on each metric.")
 
 # %% [markdown]
-# SFT took the largest step: it taught the format and, with it, most of the rest. What DPO added on top is the subject
-# of the whole workbook, so here it is alone, with its uncertainty. An interval that touches the dotted line shows
+# SFT taught the format and much of the rest, faults included. What DPO added on top is the subject of the whole
+# workbook, so here it is alone, with its uncertainty. An interval that touches the dotted line shows
 # nothing.
 
 # %%
@@ -195,7 +195,7 @@ for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
 #
 # Would any further training have helped as much? The same DPO on the same pairs, but with a coin deciding which answer
 # is called the better one, should gain nothing. This takes as long as the run above, so it is read from a committed
-# log: five seeds with real labels and five with shuffled ones.
+# log: five seeds with the judge's labels and three with shuffled ones.
 
 # %%
 seeds = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())
