@@ -95,7 +95,7 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """
     if profile.data.given:
         return given_pairs(work, profile, seed)
-    sft_adapter, store = work.root / "sft" / "adapter", work.answers("pairs")
+    sft_adapter = work.root / "sft" / "adapter"
 
     def build(folder: Path) -> None:
         from dpo_kit.models.answers import AnswerStore
@@ -108,8 +108,8 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
         judge = make_judge(profile.judge, rubric_judge(), work.root / "judge_cache", seed)
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
-        arms = load_arms(profile, {"sft": sft_adapter})
-        a, b = sample_twice(arms, "sft", prompts, profile.pairs, seed, AnswerStore(store))
+        arms, store = load_arms(profile, {"sft": sft_adapter}), AnswerStore(work.answers("pairs"))
+        a, b = sample_twice(arms, "sft", prompts, profile.pairs, seed, store)
         work.say(f"pairs: {stopping([*a, *b])}")
         made = make_pairs(prompts, a, b, judge, profile.judge.concurrency)
         if not made:
@@ -118,12 +118,10 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         write_records(folder / "responses.jsonl", [*a, *b])
         write_pairs(folder / "pairs.jsonl", made)
         others = draw_prompts(profile.pairs.heldout_prompts, "heldout", "pairs", seed)
-        answers = sample_twice(arms, "sft", others, profile.pairs, seed, AnswerStore(store))
+        answers = sample_twice(arms, "sft", others, profile.pairs, seed, store)
         write_pairs(folder / "heldout.jsonl", make_pairs(others, *answers, judge, profile.judge.concurrency))
 
-    folder = work.stage("pairs", build, config(profile, seed, "pairs", "judge"), work.outputs_of("sft"))
-    store.unlink(missing_ok=True)
-    return folder
+    return work.stage("pairs", build, config(profile, seed, "pairs", "judge"), work.outputs_of("sft"))
 
 
 def given_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
@@ -161,9 +159,10 @@ def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
 
         made = read_pairs(work.root / "pairs" / "pairs.jsonl")
         held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
-        kl_prompts = draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed)
         if profile.data.given:
             kl_prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
+        else:
+            kl_prompts = draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed)
         train_dpo(
             profile,
             made,
@@ -201,7 +200,6 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
 
     Writes `prompts.jsonl`, `responses.jsonl` and `resample.jsonl`.
     """
-    store = work.answers("eval")
 
     def build(folder: Path) -> None:
         from dpo_kit.evaluation.arms import SharedBase, answer_all
@@ -213,19 +211,17 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
         limits = {"seed": seed, "max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
         samplings = [Sampling(temperature, **limits) for temperature in (settings.temperature, 0.0)]
         prompts = draw_prompts(profile.evaluation.prompts, "heldout", "evaluation", seed)
-        kept = AnswerStore(store)
-        answers = answer_all(arms, prompts, samplings, kept)
+        store = AnswerStore(work.answers("eval"))
+        answers = answer_all(arms, prompts, samplings, store)
         # for the controls; no run's SFT arm draws with this seed, so the two samples of SFT are independent
-        resample = arms[1].answer(prompts, replace(samplings[0], seed=len(arms) * seed), kept)
+        resample = arms[1].answer(prompts, replace(samplings[0], seed=len(arms) * seed), store)
         for arm, how_they_ended in answers.stopping().items():
             work.say(f"eval: {arm}: {how_they_ended}")
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", answers.responses)
         write_records(folder / "resample.jsonl", resample)
 
-    folder = work.stage("eval", build, config(profile, seed, "evaluation"), work.outputs_of("sft", "dpo"))
-    store.unlink(missing_ok=True)
-    return folder
+    return work.stage("eval", build, config(profile, seed, "evaluation"), work.outputs_of("sft", "dpo"))
 
 
 def report(work: Workspace, profile: Profile, seed: int) -> dict:

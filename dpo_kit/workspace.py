@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.files import hashes, write_atomically
+from dpo_kit.files import hashes, json_object, write_atomically
 from dpo_kit.machine import peak_memory_mb
 from dpo_kit.profiles import ROOT
 
@@ -53,7 +53,7 @@ class Workspace:
                 write_atomically(owner, json.dumps({"profile": profile_name}) + "\n")
         except OSError as error:
             raise DpoKitError(f"{root}: cannot write here ({error.strerror}); choose another --workdir") from None
-        found = _load(owner).get("profile")
+        found = json_object(owner).get("profile")
         if found != profile_name:
             raise DpoKitError(
                 f"{root}: this workdir was made by profile {found!r}, not {profile_name!r}; "
@@ -82,22 +82,21 @@ class Workspace:
         made_from = {"config": config, "inputs": inputs, "versions": library_versions(), "code": code_digest()}
         made_from = json.loads(json.dumps(made_from))  # as it will be read back: tuples become lists
         stale = why_stale(folder, made_from)
-        if stale is None:
-            self.say(f"{name}: done before, verified")
-            return folder
-        self.say(f"{name}: {stale}")
-        with self._building():
-            started = time.perf_counter()
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            self._prepare_scratch(name, made_from)
-            build(partial)
-            cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
-            manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
-            write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            shutil.rmtree(self.scratch(name), ignore_errors=True)
+        self.say(f"{name}: {stale or 'done before, verified'}")
+        if stale:
+            with self._building():
+                started = time.perf_counter()
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                self._prepare_scratch(name, made_from)
+                build(partial)
+                cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
+                manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
+                write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                shutil.rmtree(self.scratch(name), ignore_errors=True)
+        self.answers(name).unlink(missing_ok=True)  # also what a kill after the rename left behind
         return folder
 
     def scratch(self, stage: str) -> Path:
@@ -109,7 +108,7 @@ class Workspace:
 
     def _prepare_scratch(self, stage: str, made_from: dict[str, Any]) -> None:
         scratch = self.scratch(stage)
-        if _load(scratch / MADE_FROM) != made_from:
+        if json_object(scratch / MADE_FROM) != made_from:
             shutil.rmtree(scratch, ignore_errors=True)
             write_atomically(scratch / MADE_FROM, json.dumps(made_from))
 
@@ -126,7 +125,7 @@ class Workspace:
 
     def manifest(self, name: str) -> dict:
         """The manifest of a finished stage."""
-        return _load(self.root / name / MANIFEST)
+        return json_object(self.root / name / MANIFEST)
 
     def outputs_of(self, *names: str) -> dict[str, dict[str, str]]:
         """The output hashes of finished stages, to be another stage's inputs."""
@@ -135,7 +134,7 @@ class Workspace:
 
 def why_stale(folder: Path, made_from: dict[str, Any]) -> str | None:
     """Why a stage folder may not be believed, in a few words; None if it may."""
-    manifest = _load(folder / MANIFEST)
+    manifest = json_object(folder / MANIFEST)
     if not manifest:
         return "to be built" if not folder.exists() else "no readable manifest, building again"
     for part, now in made_from.items():
@@ -173,12 +172,3 @@ def _first_difference(before: Any, now: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."
-
-
-def _load(path: Path) -> dict:
-    """The JSON object in a file; an empty one where the file is missing, cut off or something else."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}

@@ -11,7 +11,7 @@ WINNERS = ("a", "b", "tie", "unjudged")
 def check_collapse(answer: Callable) -> Verdict:
     """`answer(forward, backward)`: a judge's winners in both orders in, one winner out."""
     cases = list(product(WINNERS, repeat=2))
-    return verdict_on(_coded(answer), _coded(_collapse), {hint: _coded(f) for hint, f in _COLLAPSE.items()}, cases)
+    return verdict_on(answer, _collapse, _COLLAPSE, cases)
 
 
 def check_error_rate(answer: Callable) -> Verdict:
@@ -40,27 +40,7 @@ def check_kappa(answer: Callable) -> Verdict:
 def check_split(answer: Callable) -> Verdict:
     """`answer(prompts, every)`: a prompt a pair in, True where the pair is held out."""
     cases = [(list("xyzxyz"), 3), (list("aabbccdd"), 2), (list("pqpqrs"), 4)]
-
-    def numbers(function: Callable) -> Callable:
-        def numbered(prompts, every):
-            given = function(prompts, every)
-            return given if given is None or given is ... else [float(side) for side in given]
-
-        numbered.__name__ = function.__name__
-        return numbered
-
-    return verdict_on(numbers(answer), numbers(_split), {hint: numbers(f) for hint, f in _SPLIT.items()}, cases)
-
-
-def _coded(function: Callable) -> Callable:
-    """The same function with winners as numbers, which can be compared; other values stay as they are."""
-
-    def coded(forward, backward):
-        said = function(forward, backward)
-        return WINNERS.index(said) if said in WINNERS else said
-
-    coded.__name__ = function.__name__
-    return coded
+    return verdict_on(answer, _split, _SPLIT, cases)
 
 
 def _collapse(forward: str, backward: str) -> str:

@@ -8,18 +8,8 @@ from dpo_kit.triage.incidents import SEVERITIES, severity
 
 def check_severity(answer: Callable) -> Verdict:
     """`answer(impact, share)`: 0 to 3 and percent of users in, "SEV1" to "SEV4" out."""
-
-    def rank(function: Callable) -> Callable:
-        def ranked(impact, share):
-            said = function(impact, share)
-            return SEVERITIES.index(said) if said in SEVERITIES else said
-
-        ranked.__name__ = function.__name__
-        return ranked
-
     cases = [(impact, share) for impact in range(4) for share in (1, 9, 10, 39, 40, 99)]
-    mistakes = {hint: rank(mistake) for hint, mistake in _SEVERITY.items()}
-    return verdict_on(rank(answer), rank(severity), mistakes, cases)
+    return verdict_on(answer, severity, _SEVERITY, cases)
 
 
 def check_decisive_win_rate(answer: Callable) -> Verdict:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.files import flush
 from dpo_kit.records import Prompt
 
 
@@ -82,7 +83,7 @@ class AnswerStore:
             os.fsync(file.fileno())
         self._read_to += len(line)
         if new:
-            _flush_folder(self.path.parent)
+            flush(self.path.parent)  # a new file's name lies in its folder
 
     def _catch_up(self) -> None:
         """Read the whole lines that were appended since the last look."""
@@ -109,12 +110,3 @@ class AnswerStore:
     def _learn(self, row: dict[str, Answer]) -> None:
         for key, answer in row.items():
             self._known.setdefault(key, answer)
-
-
-def _flush_folder(folder: Path) -> None:
-    """A new file's name lies in its folder, which has to reach the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,14 +7,13 @@ the folder is then renamed into place. What does not verify is passed over, whol
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.files import sha256, write_atomically
+from dpo_kit.files import flush, json_object, sha256, write_atomically
 
 MANIFEST = "checkpoint.json"
 KEEP = 2  # the newest, and the one before it should the disk spoil the newest
@@ -69,10 +68,8 @@ class Checkpoints:
             shutil.rmtree(sealed, ignore_errors=True)  # one of this name was passed over, or it would be in use
             filled.rename(sealed)
             self.writing.rmdir()
-            _flush(self.folder)
-        except (
-            Exception
-        ) as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError: it depends on the file
+            flush(self.folder)
+        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by the file
             free = shutil.disk_usage(self.folder).free / 2**20
             shutil.rmtree(self.writing, ignore_errors=True)
             raise DpoKitError(
@@ -100,20 +97,17 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
     """Flush every file to the disk, then write the manifest: `about` and the size and SHA-256 of each file."""
     files = {}
     for path in _files(folder):
-        _flush(path)
+        flush(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_atomically(folder / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
     for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
-        _flush(path)
+        flush(path)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; an empty one where it is missing, cut off or something else."""
-    try:
-        loaded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) and {"step", "made_for", "files"} <= loaded.keys() else {}
+    loaded = json_object(folder / MANIFEST)
+    return loaded if {"step", "made_for", "files"} <= loaded.keys() else {}
 
 
 def why_damaged(folder: Path) -> str | None:
@@ -137,11 +131,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -320,6 +320,7 @@ class FastDPOTrainer(DPOTrainer):
         self.max_tokens, self.reference_cache, self.checkpoint_layers = max_tokens, reference_cache, checkpoint_layers
         self.why_stock: str | None = "not tried yet"
         self._share = 1.0
+        self._identity: str | None = None
         super().__init__(*args, **options)
         self._install()
 
@@ -341,8 +342,9 @@ class FastDPOTrainer(DPOTrainer):
         if "ref_chosen_logps" in dataset.column_names:  # evaluated again
             return dataset
         model = self.ref_model or self.model
-        identity = reference_identity(model, "bfloat16" if self.args.bf16 else "")
-        keys = pair_keys((self.data_collator([row]) for row in dataset), identity, self.ld_alpha)
+        # the reference is frozen: its gigabytes are hashed once, not once a data set
+        self._identity = self._identity or reference_identity(model, "bfloat16" if self.args.bf16 else "")
+        keys = pair_keys((self.data_collator([row]) for row in dataset), self._identity, self.ld_alpha)
 
         def compute(rows: list[dict]) -> tuple[Tensor, Tensor]:
             batch = {k: v.to(self.accelerator.device) for k, v in self.data_collator(rows).items()}
