@@ -25,7 +25,17 @@ from pathlib import Path
 from dpo_kit.files import write_atomically
 from dpo_kit.profiles import ROOT
 
-ARMS = ("stock", "best_stock", "fast", "fast_cold", "fast_unshared", "fast_padded", "fast_trl_head", "fast_uncut")
+ARMS = (
+    "stock",
+    "best_stock",
+    "fast",
+    "fast_cold",
+    "fast_unshared",
+    "fast_padded",
+    "fast_trl_head",
+    "fast_peft",
+    "fast_groups",
+)
 EXPLAINED = {
     "stock": "TRL's defaults: fp32, checkpointing on, references each step",
     "best_stock": "TRL in bf16, references precomputed, no checkpointing, best microbatch",
@@ -34,7 +44,8 @@ EXPLAINED = {
     "fast_unshared": "ours, each prompt twice",
     "fast_padded": "ours, each prompt twice and padded",
     "fast_trl_head": "ours, with TRL's head over all positions",
-    "fast_uncut": "ours, the whole batch at once",
+    "fast_peft": "ours, adapters added by PEFT",
+    "fast_groups": "ours, a quarter of the tokens at once",
 }
 
 
@@ -66,7 +77,7 @@ SHAPES = {
             "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
             "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
         },
-        "bfloat16", False, 256, 240,
+        "bfloat16", False, 1024, 240,
     ),
     "qwen3-0.6b": qwen3(1024, 3072, 28, 16, 8),
     "qwen3-4b": qwen3(2560, 9728, 36, 32, 8),
@@ -134,7 +145,7 @@ def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast: bool, checkpo
     from dpo_kit.training.fast import FastDPOTrainer
 
     fast = arm.startswith("fast")
-    own = {"max_tokens": None if arm == "fast_uncut" else shape.max_tokens} if fast else {}
+    own = {"max_tokens": shape.max_tokens // (4 if arm == "fast_groups" else 1)} if fast else {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = (FastDPOTrainer if fast else DPOTrainer)(
             build_model(shape, dtype),
@@ -159,11 +170,13 @@ def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast: bool, checkpo
 def without(part: str):
     """Switch a part of the fast path off, from outside: the product has no switches for it."""
     import torch
+    import torch.nn.functional as F
     from trl.trainer import utils
 
     from dpo_kit.training import fast
 
-    layout, scored = fast.Branches.of, fast._score_pairs
+    before = {name: getattr(fast, name) for name in ("_by_sequence", "_score_pairs", "_is_plain")}
+    layout, attend = fast.Branches.of, fast._by_sequence
 
     def unshared(input_ids, attention_mask):
         chosen, rejected = input_ids.chunk(2)
@@ -172,7 +185,14 @@ def without(part: str):
     def padded(input_ids, attention_mask):
         places = torch.arange(input_ids.numel(), device=input_ids.device)
         lengths = attention_mask.sum(dim=1)
-        return fast.Branches(places.view_as(input_ids), places, lengths, sum(lengths.chunk(2)))
+        return fast.Branches(places.view_as(input_ids), places, lengths, sum(lengths.chunk(2)), 0 * lengths.chunk(2)[0])
+
+    def padded_attention(query, key, value, branches, scale):
+        groups, rows, dtype = query.shape[1] // key.shape[1], len(branches.packed), query.dtype
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        query, key, value = (states.float().unflatten(0, (rows, -1)).transpose(1, 2) for states in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return attended.transpose(1, 2).flatten(0, 1).to(dtype)
 
     def every_position(model, input_ids, attention_mask, labels):
         branches = layout(input_ids, attention_mask)
@@ -188,12 +208,17 @@ def without(part: str):
 
     if part in ("fast_unshared", "fast_padded"):
         fast.Branches.of = staticmethod(unshared if part == "fast_unshared" else padded)
+        fast._by_sequence = attend if part == "fast_unshared" else padded_attention
     elif part == "fast_trl_head":
         fast._score_pairs = every_position
+    elif part == "fast_peft":
+        fast._is_plain = lambda layer: False
     try:
         yield
     finally:
-        fast.Branches.of, fast._score_pairs = layout, scored
+        fast.Branches.of = layout
+        for name, function in before.items():
+            setattr(fast, name, function)
 
 
 def settings(arm: str, shape: Shape, best: dict) -> dict:
@@ -205,10 +230,11 @@ def settings(arm: str, shape: Shape, best: dict) -> dict:
 
 
 def step(trainer, rows: list[dict], microbatch: int) -> None:
-    """Forward and backward of one optimizer step."""
+    """Forward and backward of one optimizer step, under the autocast that `train` would put around the model."""
     trainer.model.zero_grad()
-    for start in range(0, len(rows), microbatch):
-        trainer.training_step(trainer.model, trainer.data_collator(rows[start : start + microbatch]))
+    with trainer.accelerator.autocast():
+        for start in range(0, len(rows), microbatch):
+            trainer.training_step(trainer.model, trainer.data_collator(rows[start : start + microbatch]))
 
 
 def timed(trainer, rows: list[dict], microbatch: int, steps: int) -> float:
@@ -229,9 +255,9 @@ def measure(arm: str, shape: Shape, rows: list[dict], best: dict, steps: int) ->
     """One arm in this process: speed, memory, and the log-probs of its batch."""
     import torch
 
-    trainer = build_trainer(arm, shape, **settings(arm, shape, best))
     microbatch = best["microbatch"] if arm == "best_stock" else len(rows)
     with without(arm):
+        trainer = build_trainer(arm, shape, **settings(arm, shape, best))
         seconds = timed(trainer, rows, microbatch, steps)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if torch.cuda.is_available():
@@ -294,7 +320,7 @@ def sequence_logps(trainer, rows: list[dict]) -> list[float]:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), trainer.accelerator.autocast():
         found = trainer.model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-    return found.log_probs.float().sum(dim=1).tolist()
+    return found.log_probs.double().sum(dim=1).tolist()
 
 
 def sweep(shape: Shape, rows: list[dict]) -> dict:
@@ -311,7 +337,7 @@ def sweep(shape: Shape, rows: list[dict]) -> dict:
     return {**max(tried, key=lambda row: row["pairs_per_s"]), "tried": tried}
 
 
-def check(shape: Shape, rows: list[dict]) -> dict[str, float]:
+def check(shape: Shape, rows: list[dict], arms: list[str]) -> dict[str, float]:
     """In fp32: each arm's largest difference to stock in a sequence's log-prob; loss and gradient are asserted."""
     import torch
 
@@ -319,10 +345,10 @@ def check(shape: Shape, rows: list[dict]) -> dict[str, float]:
 
     how = {"dtype": "float32", "autocast": False, "checkpointing": False, "precomputed": False}
     found = {}
-    for arm in ("stock", *(arm for arm in ARMS if arm.startswith("fast"))):
-        trainer = build_trainer(arm, shape, **how)
-        adapters_to_fp32(trainer.model)  # TRL holds those of a 4-bit model in bf16
+    for arm in ("stock", *(arm for arm in arms if arm.startswith("fast"))):
         with without(arm):
+            trainer = build_trainer(arm, shape, **how)
+            adapters_to_fp32(trainer.model)  # TRL holds those of a 4-bit model in bf16
             trainer.model.zero_grad()
             loss = trainer.training_step(trainer.model, trainer.data_collator(rows)).item()
             gradient = torch.cat([p.grad.flatten().cpu() for p in trainer.model.parameters() if p.grad is not None])
@@ -346,7 +372,7 @@ def main() -> None:
     if arguments.child:
         rows = make_rows(arguments.lengths, shape, shape.config.get("vocab_size", 1024), arguments.pairs)
         job, best = arguments.child, json.loads(arguments.best)
-        jobs = {"sweep": lambda: sweep(shape, rows), "check": lambda: check(shape, rows[:2])}
+        jobs = {"sweep": lambda: sweep(shape, rows), "check": lambda: check(shape, rows[:2], arguments.arms)}
         result = jobs[job]() if job in jobs else measure(job, shape, rows, best, arguments.steps)
         arguments.json.write_text(json.dumps(result))
         return
@@ -396,7 +422,7 @@ def _child(arguments: argparse.Namespace, job: str, best: dict | None = None) ->
         out = Path(folder) / "row.json"
         command = [sys.executable, "-m", "benchmarks.dpo_step", "--child", job, "--json", str(out)]
         command += ["--model", arguments.model, "--lengths", arguments.lengths, "--best", json.dumps(best or {})]
-        command += ["--pairs", str(arguments.pairs), "--steps", str(arguments.steps)]
+        command += ["--pairs", str(arguments.pairs), "--steps", str(arguments.steps), "--arms", *arguments.arms]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{job} failed:\n{done.stderr[-2000:]}")

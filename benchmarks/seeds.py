@@ -1,9 +1,10 @@
 """Is the effect real? The whole path on several seeds, and its control: the same with shuffled labels.
 
-    python -m benchmarks.seeds [--seeds 10] [--controls 10] [--runs runs/seeds] [--rescore]
+    python -m benchmarks.seeds [--first 0] [--seeds 10] [--controls 10] [--runs runs/seeds] [--rescore]
 
-Writes every run's report to `data/runs/seeds.json` and prints the table of LOG.md. Finished stages are not run again,
-so an interrupted benchmark goes on where it stopped. The control shares its SFT stage with the run of the same seed.
+Writes every run's report to `data/runs/seeds.json`, where reports of other seeds stay, and prints the table of LOG.md.
+Finished stages are not run again, so an interrupted benchmark goes on where it stopped. The control shares its SFT
+stage with the run of the same seed.
 `--rescore` runs nothing: it compares the answers of the runs that are there, whatever version of the code made them.
 """
 
@@ -23,33 +24,43 @@ from dpo_kit.triage import rubric
 
 METRICS = ("format_conformance", "severity_match", "faithfulness", "action_match")
 JUDGED_BY = ("severity_match", "faithfulness")
+KEPT = ROOT / "data" / "runs" / "seeds.json"
 
 
 def main() -> None:
     """Run all seeds, write the reports, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--controls", type=int, default=10, help="of how many seeds the control is run too")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--controls", type=int, default=10, help="of how many of them the control is run too")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeds")
     parser.add_argument("--rescore", action="store_true", help="compare what is there, run nothing")
     arguments = parser.parse_args()
     reports: dict[str, list[dict]] = {"judged": [], "shuffled": []}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         judged, shuffled = (arguments.runs / f"{labels}-{seed}" for labels in reports)
         if arguments.rescore:
             for labels, folder in zip(reports, (judged, shuffled), strict=True):
                 reports[labels] += [rescored(folder, seed)] if (folder / "eval").exists() else []
             continue
         reports["judged"].append(run(load_profile("tiny"), judged, seed=seed))
-        if seed >= arguments.controls:
+        if seed >= arguments.first + arguments.controls:
             continue
         if not (shuffled / "sft").exists():
             shutil.copytree(judged / "sft", shuffled / "sft")
         control = load_profile("tiny", pairs={"shuffle_labels": True})
         reports["shuffled"].append(run(control, shuffled, seed=seed))
-    write_atomically(ROOT / "data" / "runs" / "seeds.json", json.dumps(reports, indent=1) + "\n")
+    reports = _beside_others(reports)
+    write_atomically(KEPT, json.dumps(reports, indent=1) + "\n")
     print(table(reports))
     print(f"\n{summary(reports)}")
+
+
+def _beside_others(reports: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """These reports and those of other seeds that were kept before, in the order of seeds."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    seeds = {labels: {run["seed"]: run for run in [*kept.get(labels, ()), *runs]} for labels, runs in reports.items()}
+    return {labels: [runs[seed] for seed in sorted(runs)] for labels, runs in seeds.items()}
 
 
 def rescored(workdir: Path, seed: int) -> dict:

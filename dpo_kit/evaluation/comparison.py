@@ -1,8 +1,9 @@
 """Any arms on the same prompts: the numbers of the table, from answers on disk.
 
-The unit is the prompt. One contrast is primary, fixed before anyone looked: SFT+DPO against SFT. All others are
-secondary and stand under Holm's correction. An answer that is missing is counted and named, never invented: each
-number rests on the prompts where it could be computed, and says on how many.
+The unit is the prompt. One contrast is primary, fixed before anyone looked: SFT+DPO against SFT; its metrics stand
+under Holm's correction, since nobody fixed which of them would show it. All other contrasts are secondary, and stand
+under a correction of their own. An answer that is missing is counted and named, never invented: each number rests on
+the prompts where it could be computed, and says on how many.
 """
 
 from collections import Counter, defaultdict
@@ -45,7 +46,7 @@ def compare(
     """Compare arms at one temperature; returns plain data.
 
     `metrics` holds each metric's mean per arm and the primary difference (`dpo_minus_sft`) with its 95% paired interval
-    and verdict in words; `intervals` the intervals of the means; `contrasts` the secondary differences under Holm;
+    and its verdict in words under Holm; `intervals` the intervals of the means; `contrasts` the secondary differences;
     `pairwise` the primary contrast by `judge`, `judged` what else its verdicts tell; `missing` who did not answer what;
     `per_prompt` one row a prompt. Where an arm has several samples a prompt, metrics are averaged over them, the judge
     sees the first, and `win_rate_at_k` compares the best of K.
@@ -71,7 +72,7 @@ def compare(
         "n_prompts": len(prompts),
         "arms": arms,
         "primary": list(primary),
-        "metrics": {m: _metric(m, columns, arms, primary, cluster) for m in metrics},
+        "metrics": _metrics(metrics, columns, arms, primary, cluster),
         "intervals": {m: {arm: _mean(m, columns[arm].get(m, {}), cluster) for arm in arms} for m in metrics},
         "contrasts": _contrasts(metrics, columns, arms, primary, cluster),
         "pairwise": judged.pop("pairwise", None),
@@ -150,10 +151,12 @@ def _columns(samples) -> dict[str, Column]:
     return dict(columns)
 
 
-def _metric(metric, columns, arms, primary, cluster) -> dict:
-    of_arm = {arm: columns[arm].get(metric, {}) for arm in arms}
-    means = {arm: _mean_of(column.values()) for arm, column in of_arm.items()}
-    return {**means, difference_key(primary): _difference(metric, *(of_arm[arm] for arm in primary), cluster)}
+def _metrics(metrics, columns, arms, primary, cluster) -> dict[str, dict]:
+    """Each metric's mean per arm, and the primary difference under Holm over the metrics."""
+    of_arm = {m: {arm: columns[arm].get(m, {}) for arm in arms} for m in metrics}
+    gains = {m: _difference(m, *(of_arm[m][arm] for arm in primary), cluster) for m in metrics}
+    means = {m: {arm: _mean_of(column.values()) for arm, column in of_arm[m].items()} for m in metrics}
+    return {m: {**means[m], difference_key(primary): gain} for m, gain in _under_holm(gains).items()}
 
 
 def _difference(metric: str, treated: Column, control: Column, cluster) -> dict:
@@ -186,18 +189,26 @@ def _mean(metric: str, column: Column, cluster) -> dict | None:
 def _contrasts(metrics, columns, arms, primary, cluster) -> list[dict]:
     """Every other difference between two arms, later arm minus earlier, under Holm over all of them."""
     pairs = [(b, a) for a, b in combinations(arms, 2) if {a, b} != set(primary)]
-    rows = [
-        {"treated": treated, "control": control, "metric": metric}
+    rows = {
+        (treated, control, metric): {"treated": treated, "control": control, "metric": metric}
         | _difference(metric, columns[treated].get(metric, {}), columns[control].get(metric, {}), cluster)
         for treated, control in pairs
         for metric in metrics
-    ]
-    adjusted = statistics.holm({str(i): row["p_value"] for i, row in enumerate(rows)})
-    for i, row in enumerate(rows):
-        row["p_holm"] = adjusted[str(i)]
-        if row["verdict"] in ("better", "worse") and row["p_holm"] >= 0.05:
-            row["verdict"] = f"inconclusive: {row['verdict']} alone, not among {len(rows)}"
-    return rows
+    }
+    return list(_under_holm(rows).values())
+
+
+def _under_holm(rows: dict[Hashable, dict]) -> dict[Hashable, dict]:
+    """Differences with their p-values adjusted for each other; a verdict that does not survive says so."""
+    adjusted = statistics.holm({key: row["p_value"] for key, row in rows.items()})
+    return {
+        key: row | {"p_holm": adjusted[key]} | _surviving(row, adjusted[key], len(rows)) for key, row in rows.items()
+    }
+
+
+def _surviving(row: dict, p_holm: float, family: int) -> dict[str, str]:
+    lost = row["verdict"] in ("better", "worse") and family > 1 and p_holm >= 0.05
+    return {"verdict": f"inconclusive: {row['verdict']} by itself, not as one of {family}"} if lost else {}
 
 
 def _judge(judge, prompts, texts, primary, workers) -> dict[str, Verdict]:

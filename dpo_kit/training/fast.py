@@ -9,13 +9,14 @@ what the two sequences of a pair share stands there once, and only scored positi
 
 Every layer but attention treats tokens one by one, so it neither knows nor cares. Attention is where tokens meet: there
 the two sequences of each pair are put together again, each causal by itself, and a branch cannot see its sibling.
-What was removed from TRL's step is work. Losses, metrics, reference modes and precomputing stay TRL's own, because
-all that is replaced is the forward that hands them log-probs.
+Adapters are added to their layers in one product, without copies of the activations in the adapter's dtype. What was
+removed from TRL's step is work. Losses, metrics, reference modes and precomputing stay TRL's own, because all that is
+replaced is the forward that hands them log-probs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from types import MethodType
 
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -35,7 +37,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
 
 ATTENTION = "dpo_kit_branches"
-HEAD_BYTES = 16 << 20  # logits held at once while scoring; larger blocks are given back to the system each time
+HEAD_BYTES = 16 << 20  # logits held at once while scoring
+HEAD_ROWS = 2048  # of the head that are converted to fp32 at once
 MIX_PAIRS = {"aot", "aot_unpaired", "bco_pair", "sft"}  # losses in which a pair's term depends on its batch
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -61,7 +64,14 @@ class Branches:
     owner: Tensor
     lengths: Tensor
     sizes: Tensor
+    shared: Tensor  # (B,): how many places a pair's sequences have in common
     attended: int = 0  # by how many layers: a model that drops the layout on the way must not pass for one that obeys
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Per pair how many places chosen takes, how many rejected takes after it, and how many they share."""
+        chosen = self.lengths[: len(self.sizes)]
+        return torch.stack([chosen, self.sizes - chosen, self.shared], dim=1).tolist()
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Branches":
@@ -80,7 +90,7 @@ class Branches:
         branch = torch.cat([real[: len(sizes)], real[len(sizes) :] & beyond])  # each place once
         owner = torch.empty(int(sizes.sum()), dtype=torch.long, device=input_ids.device)
         owner[packed[branch]] = branch.flatten().nonzero()[:, 0]
-        return cls(packed, owner, lengths, sizes)
+        return cls(packed, owner, lengths, sizes, shared)
 
 
 # ---- where tokens meet ------------------------------------------------------------------------------------------
@@ -94,22 +104,37 @@ def branch_attention(module: nn.Module, query, key, value, attention_mask, branc
     if branches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     branches.attended += 1
-    attend = _varlen if _varlen_works(query.device, query.dtype) else _padded
+    attend = _varlen if _varlen_works(query.device, query.dtype) else _by_sequence
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D)
     return attend(*rows, branches, options.get("scaling"))[None], None
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
-    """Through SDPA. A right-padded causal batch needs no mask: what follows a token cannot reach it."""
-    shape = branches.packed.shape
-    groups = query.shape[1] // key.shape[1]
+def _by_sequence(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
+    """Through SDPA, a pair at a time: chosen lies together in the row; rejected's own places look back over the gap."""
+    groups, dtype = query.shape[1] // key.shape[1], value.dtype
+    if query.device.type == "cpu":  # faster there than in bf16, and closer
+        query, key, value = (states.float() for states in (query, key, value))
+    sizes = [places for chosen, own, _ in branches.spans for places in (chosen, own)]
+    parts = zip(*(states.split(sizes) for states in (query, key, value)), strict=True)
+    attended = []
+    for (_, own, shared), chosen, rejected in zip(branches.spans, parts, parts, strict=True):
+        attended.append(_attend(*chosen, groups, scale))
+        if own:
+            seen = (torch.cat([begun[:shared], rest]) for begun, rest in zip(chosen[1:], rejected[1:], strict=True))
+            attended.append(_attend(rejected[0], *seen, groups, scale))
+    return torch.cat(attended).to(dtype)
 
-    def padded(states: Tensor) -> Tensor:  # (N, heads, D) -> (2B, heads, T, D)
-        return states.index_select(0, branches.packed.flatten()).unflatten(0, shape).transpose(1, 2)
 
-    key, value = (padded(states).repeat_interleave(groups, dim=1) for states in (key, value))
-    attended = F.scaled_dot_product_attention(padded(query), key, value, is_causal=True, scale=scale)
-    return attended.transpose(1, 2).flatten(0, 1).index_select(0, branches.owner)
+def _attend(query: Tensor, key: Tensor, value: Tensor, groups: int, scale: float | None) -> Tensor:
+    """Causal attention of the last `len(query)` places of one sequence to all of it; `(n, heads, D)`."""
+    before = len(key) - len(query)
+    mask = query.new_ones(len(query), len(key), dtype=torch.bool).tril(before) if before else None
+    query, key, value = (
+        query.transpose(0, 1),
+        *(s.repeat_interleave(groups, dim=1).transpose(0, 1) for s in (key, value)),
+    )
+    rows = (states[None] for states in (query, key, value))
+    return F.scaled_dot_product_attention(*rows, attn_mask=mask, is_causal=mask is None, scale=scale)[0].transpose(0, 1)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
@@ -140,7 +165,7 @@ def _varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
         branches = Branches.of(ids, (ids > 0).long())
         states = [torch.randn(len(branches.owner), 2, 64, device=device, dtype=dtype) for _ in range(3)]
         try:
-            worst = (_varlen(*states, branches, None) - _padded(*states, branches, None)).abs().max().item()
+            worst = (_varlen(*states, branches, None) - _by_sequence(*states, branches, None)).abs().max().item()
         except (RuntimeError, ImportError):
             worst = float("inf")
         _VARLEN[device, dtype] = worst < 0.02
@@ -162,15 +187,17 @@ class ScoreTokens(torch.autograd.Function):
         """Hidden states `(n, H)` and labels `(n,)` in; the five fields of `describe`, each `(n,)`, out."""
         wanted = ctx.needs_input_grad[0]
         slopes, fields = [], []
-        rows = max(1, HEAD_BYTES // (4 * len(weight)))
+        rows = min(len(hidden), max(1, HEAD_BYTES // (4 * len(weight))))
+        # one room for all parts: memory fresh from the system costs a CPU more than the arithmetic in it
+        room = torch.empty(2, rows, len(weight), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = weight if hidden.device.type == "cuda" else weight.float()
             for part, target in zip(hidden.split(rows), labels.split(rows), strict=True):
-                probabilities, described = describe(_project(part, weight, bias), target)
+                logits = _project(part, weight, bias, room[0, : len(part)])
+                odds, total, described = describe(logits, target, room[1, : len(part)])
                 fields.append(described)
                 if wanted:
-                    expected = probabilities.to(weight.dtype) @ weight
-                    slopes.append((weight[target].float() - expected.float()).to(hidden.dtype))
+                    expected = (odds.to(weight.dtype) @ weight).float() / total[:, None]
+                    slopes.append((weight[target].float() - expected).to(hidden.dtype))
         if wanted:
             ctx.save_for_backward(torch.cat(slopes))
         fields = [torch.cat(column) for column in zip(*fields, strict=True)]
@@ -183,26 +210,31 @@ class ScoreTokens(torch.autograd.Function):
         return gradient[:, None].to(slopes.dtype) * slopes, None, None, None
 
 
-def describe(logits: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What TRL logs of fp32 logits `(n, V)`, which are overwritten, and the probabilities `(n, V)`.
+def describe(logits: Tensor, labels: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """What TRL logs of fp32 logits `(n, V)`, which are overwritten; before it odds `(n, V)` and their sum `(n,)`.
 
-    The fields, each `(n,)`: log-prob of the label, entropy, log of the sum of squared probabilities, mean logit, and
-    whether the label is the most likely token.
+    The odds are probabilities relative to the most likely token's, written to `out`. The fields, each `(n,)`: log-prob
+    of the label, entropy, log of the sum of squared probabilities, mean logit, and whether the label is most likely.
     """
-    mean, top1 = logits.mean(dim=1), logits.argmax(dim=1) == labels
-    logps = logits.sub_(logits.logsumexp(dim=1, keepdim=True))
-    probabilities = logps.exp()
-    entropy = -torch.einsum("nv,nv->n", probabilities, logps)
-    squares = torch.einsum("nv,nv->n", probabilities, probabilities).log()
-    return probabilities, (logps.gather(1, labels[:, None])[:, 0], entropy, squares, mean, top1)
+    mean, top = logits.mean(dim=1), logits.max(dim=1)
+    shifted = logits.sub_(top.values[:, None])
+    odds = torch.exp(shifted, out=out)  # and not through logsumexp, which takes ten times as long on a CPU
+    total = odds.sum(dim=1)
+    logps = shifted.gather(1, labels[:, None])[:, 0] - total.log()
+    entropy = total.log() - torch.einsum("nv,nv->n", odds, shifted) / total
+    squares = torch.einsum("nv,nv->n", odds, odds).log() - 2 * total.log()
+    return odds, total, (logps, entropy, squares, mean, top.indices == labels)
 
 
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """fp32 logits: rounding them to bf16 would cost more than the bf16 hidden states did."""
     if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
         logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
-    else:
-        logits = hidden.float() @ weight.float().T
+    else:  # a few rows of the head at a time, so that their fp32 copy stays in the processor's cache
+        copy = torch.empty(HEAD_ROWS, weight.shape[1], dtype=torch.float32, device=weight.device)
+        for logits, rows in zip(out.split(HEAD_ROWS, dim=1), weight.split(HEAD_ROWS), strict=True):
+            torch.mm(hidden.float(), copy[: len(rows)].copy_(rows).T, out=logits)
+        logits = out
     return logits if bias is None else logits + bias.float()
 
 
@@ -212,8 +244,35 @@ def score(hidden: Tensor, head: nn.Linear, labels: Tensor) -> tuple[Tensor, ...]
         return ScoreTokens.apply(hidden, head.weight, head.bias, labels)
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())
-    _, fields = describe(logits.detach().clone(), labels)
+    *_, fields = describe(logits.detach().clone(), labels)
     return (-F.cross_entropy(logits, labels, reduction="none"), *fields[1:])
+
+
+# ---- adapters ---------------------------------------------------------------------------------------------------
+
+
+def add_adapters(layer: LoraLayer, hidden: Tensor, *args, **options) -> Tensor:
+    """W x + s B A x, as PEFT's layer, which takes B A x in the adapter's dtype and so copies x and the result to fp32.
+
+    Here the adapter is cast to the dtype of x, and its second product is added to the first.
+    """
+    result = layer.base_layer(hidden, *args, **options)
+    for name in layer.active_adapters if not layer.disable_adapters else ():
+        if name in layer.lora_A:
+            a, b = (side[name].weight.to(hidden.dtype) for side in (layer.lora_A, layer.lora_B))
+            inner = F.linear(hidden, a) * layer.scaling[name]
+            result = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(result)
+    return result
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """LoRA on a linear layer with nothing else about it: no DoRA, no bias of its own, not merged."""
+    return (
+        isinstance(layer, LoraLayer)
+        and isinstance(layer.get_base_layer(), nn.Linear)
+        and type(layer).__name__ in ("Linear", "Linear4bit")
+        and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.merged)
+    )
 
 
 # ---- the forward ------------------------------------------------------------------------------------------------
@@ -237,10 +296,15 @@ def install(model: PreTrainedModel) -> Callable[[], None]:
 
     model.set_attn_implementation(ATTENTION)
     model.forward = MethodType(forward, model)
+    adapted = [module for module in model.modules() if _is_plain(module)]
+    for layer in adapted:
+        layer.forward = MethodType(add_adapters, layer)
 
     def remove() -> None:
         model.forward = stock
         model.set_attn_implementation(before)
+        for layer in adapted:
+            del layer.forward
 
     return remove
 
@@ -304,7 +368,7 @@ class FastDPOTrainer(DPOTrainer):
     """TRL's `DPOTrainer` on the fast forward, where it applies; `why_stock` says why not, and is None where it does.
 
     `max_tokens` is the largest number of places that go through the model at once in training: a batch is cut into
-    groups of pairs of similar length, whose gradients add up to that of the batch (weights n_i / N).
+    groups of pairs, whose gradients add up to that of the batch (weights n_i / N).
     `reference_cache` is a SQLite file for precomputed reference log-probs; without it TRL keeps its own.
     `checkpoint_layers` says how many layers recompute their activations where TRL's arguments ask for checkpointing.
     """
@@ -372,18 +436,20 @@ class FastDPOTrainer(DPOTrainer):
         return loss if return_outputs or self._share == 1.0 else loss * self._share
 
     def _groups(self, inputs: dict[str, Tensor]) -> list[list[int]]:
-        """Pairs of similar length together, each group within `max_tokens` unless it is one pair."""
+        """The pairs in few groups, each within `max_tokens` unless it is one pair."""
         pairs = len(inputs["input_ids"]) // 2
         if self.why_stock is not None or self.max_tokens is None or MIX_PAIRS & set(self.loss_types):
             return [list(range(pairs))]
         sizes = Branches.of(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()).sizes.numpy()
-        groups, held = [[]], 0
-        for pair in np.argsort(-sizes, kind="stable").tolist():
-            if groups[-1] and held + sizes[pair] > self.max_tokens:
-                groups.append([])
-                held = 0
-            groups[-1].append(pair)
-            held += sizes[pair]
+        groups: list[list[int]] = []
+        for pair in np.argsort(
+            -sizes, kind="stable"
+        ).tolist():  # the longest first, each into the first group with room
+            room = (group for group in groups if sizes[[*group, pair]].sum() <= self.max_tokens)
+            group = next(room, None)
+            if group is None:
+                groups.append(group := [])
+            group.append(pair)
         return groups
 
 

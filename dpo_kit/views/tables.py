@@ -1,7 +1,7 @@
 """The comparison as a table and in sentences: for a terminal, a notebook, a page, Markdown. It reads plain data.
 
 A metric's row is read from its own data: the arms are its numbers, the difference its one dict. So the same table shows
-three arms or five. Where a control failed, `refusal` stands in place of every verdict.
+three arms or five. Where a control failed there is no verdict: each row says "refused", and `refusal` says why.
 """
 
 from html import escape
@@ -53,7 +53,7 @@ def table_rows(metrics: dict[str, dict], refusal: str | None = None) -> list[tup
             metric_name(metric),
             *(number(values[arm]) for arm in arms_of(metrics)),
             interval(difference_of(values), "+"),
-            refusal or difference_of(values)["verdict"],
+            "refused" if refusal else difference_of(values)["verdict"],
         )
         for metric, values in metrics.items()
     ]
@@ -135,15 +135,16 @@ def markdown_table(metrics: dict[str, dict], refusal: str | None = None) -> str:
     """The table as Markdown."""
     columns = header(metrics)
     lines = [columns, ("---", *["---:"] * (len(columns) - 2), "---"), *table_rows(metrics, refusal)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return f"No verdict: {refusal}.\n\n{table}" if refusal else table
 
 
-def html_table(metrics: dict[str, dict], refusal: str | None = None, caption: str = "") -> str:
+def html_table(metrics: dict[str, dict], refusal: str | None = None) -> str:
     """The table as HTML that carries its own look, for a notebook and the page alike. All text is escaped."""
     names = header(metrics)
     head = "".join(f'<th scope="col" style="{_style(i, names)}">{escape(name)}</th>' for i, name in enumerate(names))
     body = "".join(f"<tr>{_cells(cells, names)}</tr>" for cells in table_rows(metrics, refusal))
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f'<caption style="{STYLES["refused"]}">No verdict: {escape(refusal)}</caption>' if refusal else ""
     return f'<table class="metrics">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

@@ -25,6 +25,7 @@
 # "inconclusive" among the possible ends.
 
 # %%
+import json
 import math
 from collections import Counter
 from textwrap import fill
@@ -56,7 +57,7 @@ from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judging import both_orders, judge_all
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.preferences.simulated import simulated
-from dpo_kit.profiles import load_profile
+from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response, read_records
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
@@ -154,8 +155,8 @@ HTML(controls_html(broken.to_data()))
 
 # %% [markdown]
 # It finds a winner where one model meets itself, and words that say nothing win. Whatever it says of our arms, it would
-# say of any. So it is given no verdict to say: in the table every verdict is replaced by the refusal, and the pairwise
-# sentence says why.
+# say of any. So it is given no verdict to say: every row is refused, and the line above the table and the pairwise
+# sentence say why.
 
 # %%
 assert broken.refusal, "a judge of this kind must not pass"
@@ -175,16 +176,17 @@ assert data["refusal"] is None
 HTML(html_table(data["metrics"], data["refusal"]))
 
 # %% [markdown]
-# Read it line by line. *Better* and *worse* mean that the interval leaves out zero. *No difference larger than* means
-# that it lies within the smallest difference that would matter, on both sides: that is a finding. *Inconclusive* means
-# neither, and says how many prompts would probably settle it.
+# Read it line by line. *Better* and *worse* mean two things: the interval leaves out zero, and the row holds as one of
+# five, of which more below. *No difference larger than* means that the interval lies within the smallest difference
+# that would matter, on both sides: that is a finding. *Inconclusive* means neither, and says what is missing: more
+# prompts, about so many, or a difference that stands out among five and not only by itself.
 
 # %%
 readings = {
-    "better": "the interval lies above zero.",
-    "worse": "the interval lies below zero.",
+    "better": "the interval lies above zero, and the row holds among the others.",
+    "worse": "the interval lies below zero, and the row holds among the others.",
     "no difference": f"the whole interval lies within ±{SMALLEST_INTERESTING:g}.",
-    "inconclusive": f"the interval holds zero and reaches beyond ±{SMALLEST_INTERESTING:g}.",
+    "inconclusive": "neither of these.",
 }
 for metric, values in data["metrics"].items():
     row = difference_of(values)
@@ -228,25 +230,42 @@ show(*forest(data))
 # A square whose interval touches the line has shown nothing, however far from it its middle lies. Where a square is
 # short of the circle beside it, SFT did more for that metric than DPO did.
 #
-# The open circles are secondary. Each is one more chance to be fooled, so their p-values are adjusted by
-# **Holm's** method: of all of them together, the chance of a single false "better" or "worse" is at most 5%. (You will
-# write it in an exercise.) The five with the largest p:
+# ## Five chances to be lucky
+#
+# The contrast was fixed in advance; which of the metrics would show it was not. Five rows are five chances for luck to
+# say "better". **Holm's** method adjusts their p-values, so that of all five together the chance of a single false
+# "better" or "worse" is at most 5%. (You will write it in an exercise.) A verdict needs both: an interval that leaves
+# out zero, and an adjusted p below 0.05. The p-values come from a sign test on the prompts where the two arms differ.
+
+# %%
+adjusted = holm({metric: difference_of(values)["p_value"] for metric, values in data["metrics"].items()})
+for metric, p in adjusted.items():
+    row = difference_of(data["metrics"][metric])
+    assert row["p_holm"] == p
+    print(f"{metric_name(metric):19} p {row['p_value']:.2g}, among five {p:.2g}: {row['verdict']}")
+
+# %% [markdown]
+# Is that too careful? The workbook's own experience says no. DPO was trained on **shuffled labels**, where there is
+# nothing to be learnt, with ten seeds; the reports are in `data/runs/seeds.json`. Next, in how many of these runs some
+# metric came out "better", row by row and as one of five:
+
+# %%
+shuffled = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())["shuffled"]
+single = [any(difference_of(v)["low"] > 0 for v in run["metrics"].values()) for run in shuffled]
+held = [any(difference_of(v)["verdict"] == "better" for v in run["metrics"].values()) for run in shuffled]
+print(
+    f"{len(shuffled)} runs on shuffled labels: better by an interval {sum(single)}, better as one of five {sum(held)}"
+)
+
+# %% [markdown]
+# The open circles of the figure are secondary contrasts. They are more, so they pay more: their p-values are adjusted
+# among all of them. The five with the largest p:
 
 # %%
 rows = sorted(data["contrasts"], key=lambda row: row["p_value"], reverse=True)
 for row in rows[:5]:
     name = f"{arm_name(row['treated'])} minus {arm_name(row['control'])}, {metric_name(row['metric'])}"
     print(f"{name:40} p {row['p_value']:.2g}, among {len(rows)} {row['p_holm']:.2g}: {row['verdict']}")
-
-# %% [markdown]
-# And the rows of the table itself? The contrast was fixed in advance; which of the metrics would show it was not.
-# Whoever wants to say "better on this metric, among these five" should ask the same of the five. Look for a row whose
-# verdict above would not survive 0.05 here:
-
-# %%
-adjusted = holm({metric: difference_of(values)["p_value"] for metric, values in data["metrics"].items()})
-for metric, p in adjusted.items():
-    print(f"{metric_name(metric):19} p {difference_of(data['metrics'][metric])['p_value']:.2g}, adjusted {p:.2g}")
 
 # %% [markdown]
 # ## Pass or fail: McNemar

@@ -33,6 +33,10 @@ def truncated(incident):
     return incident.answer[:40]
 
 
+def _incident(prompt):
+    return Incident.from_facts(prompt.facts)
+
+
 def test_a_right_arm_beats_a_silent_one_on_everything(incidents):
     result = compare(incidents, three(incidents, silent, silent, right), rubric.score, JUDGE)
     assert result["n_prompts"] == len(incidents)
@@ -130,6 +134,43 @@ def test_secondary_contrasts_stand_under_holm(incidents):
     raw = {str(i): row["p_value"] for i, row in enumerate(rows)}
     assert [row["p_holm"] for row in rows] == pytest.approx(multipletests(list(raw.values()), method="holm")[1])
     assert all(row["p_holm"] >= row["p_value"] for row in rows)
+
+
+def mended(incidents, count):
+    """SFT's answers name a wrong severity; DPO's do so too, but for the first `count` prompts. All else is equal."""
+    other = {f"SEV{n}": f"SEV{n % 4 + 1}" for n in range(1, 5)}
+    texts = [i.answer.replace(i.severity, other[i.severity]) for i in map(_incident, incidents)]
+    return [
+        Response(
+            prompt_id=p.id,
+            text=right(_incident(p)) if arm == "dpo" and n < count else texts[n],
+            arm=arm,
+            temperature=1.0,
+            seed=0,
+        )
+        for arm in ("sft", "dpo")
+        for n, p in enumerate(incidents)
+    ]
+
+
+def test_the_metrics_of_the_primary_contrast_stand_under_holm(incidents):
+    # 7 mended and none broken: p = 2 / 2^7 = .016 by itself, and .078 as one of five; 9: p = .0039, and .0195
+    for count, verdict in ((7, "inconclusive: better by itself, not as one of 5"), (9, "better")):
+        metrics = compare(incidents, mended(incidents, count), rubric.score, None)["metrics"]
+        severity = metrics["severity_match"]["dpo_minus_sft"]
+        assert severity["p_value"] == pytest.approx(2 / 2**count)
+        assert severity["p_holm"] == pytest.approx(5 * 2 / 2**count)
+        assert severity["low"] > 0
+        assert severity["verdict"] == verdict
+
+
+def test_one_metric_alone_needs_no_correction(incidents):
+    def severity(prompt, text):
+        return {"severity_match": rubric.score(prompt, text)["severity_match"]}
+
+    gain = compare(incidents, mended(incidents, 7), severity, None)["metrics"]["severity_match"]["dpo_minus_sft"]
+    assert gain["p_holm"] == gain["p_value"]
+    assert gain["verdict"] == "better"
 
 
 def test_the_sign_test_of_a_pass_fail_metric_is_mcnemars(incidents):

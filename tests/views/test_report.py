@@ -78,9 +78,11 @@ def test_the_markdown_table_is_rectangular_and_speaks(comparison):
 
 def test_a_refused_comparison_says_so_wherever_a_verdict_would_stand(comparison):
     data = refused(comparison)
-    assert {row[-1] for row in table_rows(data["metrics"], REFUSAL)} == {REFUSAL}
+    assert {row[-1] for row in table_rows(data["metrics"], REFUSAL)} == {"refused"}
     assert "these counts show nothing" in pairwise_sentence(data["pairwise"], data["primary"], REFUSAL)
-    assert markdown_table(data["metrics"], REFUSAL).count(REFUSAL) == len(data["metrics"])
+    for table in (markdown_table(data["metrics"], REFUSAL), html_table(data["metrics"], REFUSAL)):
+        assert table.count(f"No verdict: {REFUSAL}") == 1, "why is said once, above the rows"
+        assert "better" not in table
     assert "color: #d32f2f" in controls_html(data["controls"])
     assert "color: #d32f2f" not in controls_html(comparison.data["controls"])
 
@@ -108,7 +110,7 @@ def test_the_power_line_names_what_could_have_been_seen(comparison):
 def test_the_notebooks_table_is_escaped_and_its_numbers_stand_right(comparison):
     values = copy.deepcopy(comparison.data["metrics"]["faithfulness"])
     values["dpo_minus_sft"]["verdict"] = "<b>better</b>"
-    html = html_table({"<script>": values}, caption="<i>")
+    html = html_table({"<script>": values}, "refused: <i>")
     assert "<script>" not in html
     assert "<b>" not in html
     assert "<i>" not in html

@@ -114,11 +114,11 @@ def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNem
     return McNemar(only_treated, only_control, min(1.0, float(statsmodels_mcnemar(table, exact=True).pvalue)))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """Holm's (1979) step-down adjusted p-values by name: compare each with 5%, and the chance of any false one is 5%.
 
-    p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), in ascending order. Leave out the primary contrast,
-    which was fixed in advance. Misleads where contrasts that were looked at are left out too.
+    p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), in ascending order. A contrast fixed in
+    advance needs no correction for those that were not. Misleads where any that was looked at is left out.
     """
     if not p_values:
         return {}
