@@ -21,8 +21,8 @@ test: setup  ## all tests, every notebook executed
 notebooks: setup  ## execute notebooks/py into notebooks/ from clean kernels, outputs stored
 	$(BIN)/python -m tools.build_notebooks
 
-bench: setup  ## where the time and the memory of `make run` go
-	$(BIN)/python -m benchmarks.run_stages
+bench: setup  ## what is fast and what is not: the run by stage, generation, a DPO step against stock TRL
+	$(BIN)/python -m benchmarks
 
 gpu-check: setup  ## memory against its estimate, speed and losses on a GPU, where there is one
 	$(BIN)/python -m benchmarks.gpu_check

@@ -25,6 +25,7 @@ from pathlib import Path
 from dpo_kit.files import write_atomically
 from dpo_kit.profiles import ROOT
 
+SECONDS = 8.0  # timed in each process at least: a fast step is repeated until it is measured as long as a slow one
 ARMS = (
     "stock",
     "best_stock",
@@ -238,11 +239,11 @@ def step(trainer, rows: list[dict], microbatch: int) -> None:
 
 
 def timed(trainer, rows: list[dict], microbatch: int, steps: int) -> float:
-    """Seconds a step: the median of `steps`, after one that is not counted."""
+    """Seconds a step: the median of `steps` or of what `SECONDS` hold, after one that is not counted."""
     import torch
 
     seconds = []
-    for _ in range(steps + 1):
+    while len(seconds) <= steps or sum(seconds[1:]) < SECONDS:
         started = time.perf_counter()
         step(trainer, rows, microbatch)
         if torch.cuda.is_available():
@@ -352,7 +353,7 @@ def check(shape: Shape, rows: list[dict], arms: list[str]) -> dict[str, float]:
             trainer.model.zero_grad()
             loss = trainer.training_step(trainer.model, trainer.data_collator(rows)).item()
             gradient = torch.cat([p.grad.flatten().cpu() for p in trainer.model.parameters() if p.grad is not None])
-            found[arm] = loss, gradient, torch.tensor(sequence_logps(trainer, rows))
+            found[arm] = loss, gradient, torch.tensor(sequence_logps(trainer, rows), dtype=torch.float64)
         del trainer
     loss, gradient, logps = found["stock"]
     for arm, (own_loss, own_gradient, _) in found.items():
@@ -434,7 +435,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--lengths", choices=("1:1:1", "3:1:1", "1:3:3", "ragged"), default="ragged")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="timed steps a process, after one that is not counted")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps a process at least")
     parser.add_argument("--pairs", type=int, default=4, help="pairs in an optimizer step")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--json", type=Path)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dpo_kit.files import hashes, sha256, write_atomically
+from dpo_kit.files import hashes, json_object, sha256, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
@@ -59,3 +59,13 @@ def test_hashes_are_sha256_by_relative_path(tmp_path):
     assert list(hashes(tmp_path)) == ["a", "sub/b"]
     assert sha256(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
     assert list(hashes(tmp_path, skip=("a",))) == ["sub/b"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"step": 1', b"[1]", b"\xff\xfe"], ids=repr)
+def test_what_is_no_json_object_reads_as_an_empty_one(tmp_path, content):
+    path = tmp_path / "manifest.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert json_object(path) == {}
+    path.write_text('{"step": 1}')
+    assert json_object(path) == {"step": 1}

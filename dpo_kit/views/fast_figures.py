@@ -16,7 +16,8 @@ NAMES = {
     "fast_unshared": "each prompt twice",
     "fast_padded": "each prompt twice, padded",
     "fast_trl_head": "head over all positions",
-    "fast_uncut": "whole batch at once",
+    "fast_peft": "adapters added by PEFT",
+    "fast_groups": "a quarter of the tokens at once",
 }
 
 

@@ -380,6 +380,8 @@ for i, prompt in enumerate(asked[:3]):
 #    answer's token are needed.
 # 4. **The reference, again.** It does not change, so its log-probs are computed once a pair and kept, across epochs,
 #    restarts, and the three betas above.
+# 5. **Copies for the adapters.** An adapter is kept in fp32, and every layer's activations are copied to fp32 to meet
+#    it. Here the adapter, which is small, is cast to the activations, and added to the layer's own product.
 #
 # The first two can be counted. This is a batch of eight pairs:
 

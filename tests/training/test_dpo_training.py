@@ -44,6 +44,10 @@ def test_only_the_policy_is_trained_and_in_fp32(trainer):
     assert {p.dtype for p in trainable.values()} == {torch.float32}
 
 
+def test_it_trains_on_the_fast_path(trainer):
+    assert trainer.why_stock is None
+
+
 def test_step_zero_is_ln_2_and_zero_margins(trainer):
     start = check_start(trainer)
     assert start["loss"] == pytest.approx(math.log(2), abs=1e-6)

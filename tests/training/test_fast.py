@@ -8,13 +8,14 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from trl import DPOConfig, DPOTrainer
 
 from dpo_kit.profiles import ROOT
-from dpo_kit.training.fast import Branches, FastDPOTrainer, why_not
+from dpo_kit.training.fast import Branches, FastDPOTrainer, self_test, why_not
 
 SHAPE = {
     "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -62,8 +63,8 @@ def trainer(kind, tokenizer, mode, *, checkpointing=False, shape=None, **options
         for parameter in reference.parameters():
             parameter.data += 0.01 * torch.randn_like(parameter)
     else:
-        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-        model = get_peft_model(model, lora)
+        lora = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, **options.pop("lora", {})}
+        model = get_peft_model(model, LoraConfig(**lora))
     names = ("max_tokens", "reference_cache", "checkpoint_layers")
     own = {name: options.pop(name) for name in names if name in options}
     made = kind(
@@ -147,6 +148,42 @@ def test_another_architecture_has_trls_value(tokenizer, rows):
     stock, fast = (trainer(kind, tokenizer, "ref adapter", shape=shape) for kind in (DPOTrainer, FastDPOTrainer))
     assert fast.why_stock is None
     assert_same_step(stock, fast, stock.data_collator(rows))
+
+
+def replaced(made):
+    """The adapted layers to which the fast path adds their adapters itself."""
+    return [layer for layer in made.model.modules() if isinstance(layer, LoraLayer) and "forward" in vars(layer)]
+
+
+@pytest.mark.parametrize(
+    ("lora", "plain"),
+    [({"use_rslora": True}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False)],
+    ids=["rank-stabilised", "DoRA", "bias"],
+)
+def test_adapters_of_another_kind_have_trls_value(tokenizer, rows, lora, plain):
+    stock, fast = (trainer(kind, tokenizer, "adapter", lora=lora) for kind in (DPOTrainer, FastDPOTrainer))
+    assert fast.why_stock is None
+    assert bool(replaced(fast)) == plain
+    assert_same_step(stock, fast, stock.data_collator(rows))
+
+
+def test_adapters_in_bf16_on_a_model_in_fp32_are_no_reason_against_it(tokenizer):
+    stock = trainer(DPOTrainer, tokenizer, "adapter")
+    for name, parameter in stock.model.named_parameters():
+        if "lora" in name:
+            parameter.data = parameter.data.bfloat16()
+    assert self_test(stock.model.get_base_model()) is None
+
+
+def test_a_merged_or_disabled_adapter_is_peft_s_own_matter(tokenizer, rows):
+    stock, fast = (trainer(kind, tokenizer, "adapter") for kind in (DPOTrainer, FastDPOTrainer))
+    batch = stock.data_collator(rows)
+    assert len(replaced(fast)) == 7 * SHAPE["num_hidden_layers"]
+    for model in (stock.model, fast.model):
+        model.merge_adapter()
+    torch.testing.assert_close(log_probs(fast, batch), log_probs(stock, batch), atol=1e-4, rtol=0)
+    with stock.model.disable_adapter(), fast.model.disable_adapter():
+        torch.testing.assert_close(log_probs(fast, batch), log_probs(stock, batch), atol=1e-4, rtol=0)
 
 
 def log_probs(made, batch):
