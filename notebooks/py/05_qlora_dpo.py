@@ -47,7 +47,7 @@ from dpo_kit.exercises.qlora_dpo import check_merge, check_newest, check_saving
 from dpo_kit.files import hashes
 from dpo_kit.models import memory
 from dpo_kit.models.generation import Sampling, generate
-from dpo_kit.models.loading import add_adapter, load_arms, load_base
+from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_arms, load_base
 from dpo_kit.profiles import ROOT, load_profile, profile_names
 from dpo_kit.records import PreferencePair, read_pairs, write_pairs
 from dpo_kit.training.arguments import common_arguments
@@ -408,6 +408,7 @@ def per_token(kind):
         train_dataset=Dataset.from_list([pair.to_trl() for pair in eight]),
         processing_class=tokenizer,
     )
+    adapters_to_fp32(trainer.model)  # TRL puts those of a 4-bit model into bf16
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(len(eight))]))
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     with torch.no_grad(), trainer.accelerator.autocast():
