@@ -35,6 +35,16 @@ def speeds(rows: Sequence[dict], model: str, lengths: str) -> dict[str, tuple[fl
     return {arm: (median(values), min(values), max(values)) for arm, values in found.items()}
 
 
+def gain(rows: Sequence[dict], model: str, lengths: str, peer: str) -> float | None:
+    """How many times as fast as `peer` the fast path is: the median over rounds of the ratio within a round."""
+    by_arm: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if (row["model"], row["lengths"]) == (model, lengths):
+            by_arm.setdefault(row["arm"], {})[row["round"]] = row["pairs_per_s"]
+    theirs = by_arm.get(peer)
+    return median(by_arm["fast"][number] / rate for number, rate in theirs.items()) if theirs else None
+
+
 def step_rates(rows: Sequence[dict], model: str, lengths: str) -> go.Figure:
     """Pairs per second of TRL, of the fast path, and of it with one part off: a bar each, with its range."""
     arms = speeds(rows, model, lengths)

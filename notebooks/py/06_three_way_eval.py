@@ -186,7 +186,7 @@ readings = {
     "better": "the interval lies above zero, and the row holds among the others.",
     "worse": "the interval lies below zero, and the row holds among the others.",
     "no difference": f"the whole interval lies within ±{SMALLEST_INTERESTING:g}.",
-    "inconclusive": "neither of these.",
+    "inconclusive": "nothing is claimed.",
 }
 for metric, values in data["metrics"].items():
     row = difference_of(values)
@@ -245,9 +245,10 @@ for metric, p in adjusted.items():
     print(f"{metric_name(metric):19} p {row['p_value']:.2g}, among five {p:.2g}: {row['verdict']}")
 
 # %% [markdown]
-# Is that too careful? The workbook's own experience says no. DPO was trained on **shuffled labels**, where there is
-# nothing to be learnt, with ten seeds; the reports are in `data/runs/seeds.json`. Next, in how many of these runs some
-# metric came out "better", row by row and as one of five:
+# Is that too careful? DPO was trained on **shuffled labels**, where there is nothing to be learnt, with ten seeds; the
+# reports are in `data/runs/seeds.json`. Next, in how many of these runs some metric came out "better", row by row and
+# as one of five. (It was this table that made us correct the primary contrast too. So it shows why, and is no test of
+# the rule: that would take new seeds.)
 
 # %%
 shuffled = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())["shuffled"]

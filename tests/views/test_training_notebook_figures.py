@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_kit.views.fast_figures import cells, speeds, step_rates
+from dpo_kit.views.fast_figures import cells, gain, speeds, step_rates
 from dpo_kit.views.qlora_figures import frontiers, memory_bars, paid
 from dpo_kit.views.sft_figures import fault_rates, margins_at_start, moved, rounding
 
@@ -19,6 +19,12 @@ def test_speeds_are_the_median_and_the_range_of_one_cell():
     assert speeds([*RATES, other], "m", "1:1:1") == {
         "stock": (2.0, 1.0, 3.0), "best_stock": (4.0, 4.0, 4.0), "fast": (9.0, 8.0, 10.0)
     }  # fmt: skip
+
+
+def test_a_gain_is_the_median_of_ratios_within_rounds():
+    assert gain(RATES, "m", "1:1:1", "stock") == 5.0, "of 9, 8/3 and 5; the ratio of medians would be 4.5"
+    assert gain(RATES, "m", "1:1:1", "best_stock") == 2.25
+    assert gain(RATES, "m", "1:1:1", "fast_padded") is None
 
 
 def test_a_bar_reaches_the_median_and_its_whiskers_the_extremes():
