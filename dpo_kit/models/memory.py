@@ -151,15 +151,14 @@ def layer_bytes(
     tokens: int,
     *,
     device: Literal["cuda", "cpu"] = "cuda",
-    padded: int | None = None,
+    in_sequences: int | None = None,
 ) -> int:
     """What autograd keeps of one Llama- or Qwen3-shaped layer with LoRA, for `tokens` of `width` bytes a number.
 
     H hidden, I inner, A and K the widths of queries and keys. The two norms keep their input in fp32, those of queries
     and keys too; each LoRA keeps its input, which q, k, v share, as gate and up do, and its r-wide middle; SiLU and the
     product keep three I-wide tensors; attention keeps q, k, v, its result, and one fp32 a head. On the CPU attention
-    runs over `padded` positions with keys repeated for each head, and PEFT, which there misses autocast, gives every
-    LoRA a copy of its input.
+    keeps keys and values repeated for each head, and for every sequence by itself, `in_sequences` tokens in all.
     """
     text = config.get_text_config()
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
@@ -167,10 +166,9 @@ def layer_bytes(
     head = getattr(text, "head_dim", None) or hidden // heads
     queries, keys = heads * head, groups * head
     normed = 4 * (queries + keys + heads + groups) if text.model_type.startswith("qwen3") else 0
-    inputs = 5 if device == "cpu" and width == 2 else 2
-    each = 2 * 4 * (hidden + 1) + normed + width * (inputs * hidden + queries + 4 * inner + 7 * r)
-    seen, met = (keys, tokens) if device == "cuda" else (queries, padded or tokens)
-    return tokens * each + met * (width * 2 * (queries + seen) + 4 * heads)
+    each = 2 * 4 * (hidden + 1) + normed + 4 * heads + width * (2 * hidden + 3 * queries + 4 * inner + 7 * r)
+    seen, met = (keys, tokens) if device == "cuda" else (queries, in_sequences or tokens)
+    return tokens * each + met * width * 2 * seen
 
 
 def check_fits(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> dict[str, Memory]:

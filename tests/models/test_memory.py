@@ -12,7 +12,7 @@ from dpo_kit.models import memory
 from dpo_kit.models.loading import lora
 from dpo_kit.models.quantization import quantize, quantized_layers
 from dpo_kit.profiles import load_profile
-from dpo_kit.training import fast
+from dpo_kit.training import fast, token_scores
 
 SMALL = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 336, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -95,7 +95,7 @@ def test_a_reference_costs_an_adapter_unless_it_is_precomputed_or_there_is_none(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_what_autograd_keeps_of_a_layer_is_counted_to_the_byte(kind, dtype):
-    """Two layers against one, on the fast path: 200 padded positions, 150 places, half of each is shared."""
+    """Two layers against one, on the fast path: two sequences of 100 tokens on 150 places, half of each is shared."""
     ids = torch.randint(5, 500, (2, 100))
     ids[1, :50] = ids[0, :50]
     ids[:, 50] = torch.tensor([5, 6])
@@ -107,8 +107,9 @@ def test_what_autograd_keeps_of_a_layer_is_counted_to_the_byte(kind, dtype):
         kept.append(kept_by_autograd(model, ids))
     width = 2 if dtype == "bfloat16" else 4
     copies = sum(map(math.prod, memory.adapter_shapes(memory.skeleton(profile(), KINDS[kind]), 8))) // 2 * width
-    expected = memory.layer_bytes(KINDS[kind], 8, width, 150, device="cpu", padded=200)
-    assert kept[1] - kept[0] == expected + (copies if width == 2 else 0)
+    expected = memory.layer_bytes(KINDS[kind], 8, width, 150, device="cpu", in_sequences=200)
+    mask = 50 * 100 * width  # of the 50 places that are rejected's own, over its 100
+    assert kept[1] - kept[0] == expected + mask + (copies if width == 2 else 0)
 
 
 def kept_by_autograd(model, ids):
@@ -126,7 +127,7 @@ def kept_by_autograd(model, ids):
 
 
 def test_the_block_of_logits_is_that_of_the_fast_path():
-    assert memory.SCORING == 4 * fast.HEAD_BYTES, "logits, probabilities, and two temporary copies"
+    assert memory.SCORING == 4 * token_scores.HEAD_BYTES, "logits, probabilities, and two temporary copies"
 
 
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_all():
