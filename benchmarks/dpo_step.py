@@ -26,17 +26,6 @@ from dpo_kit.files import write_atomically
 from dpo_kit.profiles import ROOT
 
 SECONDS = 8.0  # timed in each process at least: a fast step is repeated until it is measured as long as a slow one
-ARMS = (
-    "stock",
-    "best_stock",
-    "fast",
-    "fast_cold",
-    "fast_unshared",
-    "fast_padded",
-    "fast_trl_head",
-    "fast_peft",
-    "fast_groups",
-)
 EXPLAINED = {
     "stock": "TRL's defaults: fp32, checkpointing on, references each step",
     "best_stock": "TRL in bf16, references precomputed, no checkpointing, best microbatch",
@@ -48,6 +37,7 @@ EXPLAINED = {
     "fast_peft": "ours, adapters added by PEFT",
     "fast_groups": "ours, a quarter of the tokens at once",
 }
+ARMS = tuple(EXPLAINED)
 
 
 @dataclass(frozen=True)
@@ -177,7 +167,7 @@ def without(part: str):
     from dpo_kit.training import fast
 
     before = {name: getattr(fast, name) for name in ("_by_sequence", "_score_pairs", "_is_plain")}
-    layout, attend = fast.Branches.of, fast._by_sequence
+    layout = fast.Branches.of
 
     def unshared(input_ids, attention_mask):
         chosen, rejected = input_ids.chunk(2)
@@ -207,9 +197,10 @@ def without(part: str):
         log_probs, entropy, _, mean, top1 = fields
         return utils.FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, mean_logits=mean, is_top1=top1)
 
-    if part in ("fast_unshared", "fast_padded"):
-        fast.Branches.of = staticmethod(unshared if part == "fast_unshared" else padded)
-        fast._by_sequence = attend if part == "fast_unshared" else padded_attention
+    if part == "fast_unshared":
+        fast.Branches.of = staticmethod(unshared)
+    elif part == "fast_padded":
+        fast.Branches.of, fast._by_sequence = staticmethod(padded), padded_attention
     elif part == "fast_trl_head":
         fast._score_pairs = every_position
     elif part == "fast_peft":
@@ -404,17 +395,19 @@ def table(rows: list[dict]) -> str:
         "| --- |" + " ---: |" * 6,
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = {row["round"]: row for row in rows if row["arm"] == arm}
-        middle = {key: statistics.median(row[key] for row in own.values()) for key in (
+        own = [row for row in rows if row["arm"] == arm]
+        middle = {key: statistics.median(row[key] for row in own) for key in (
             "pairs_per_s", "tokens_per_s", "peak_memory_mb", "over_ideal")}  # fmt: skip
-        ratios = [_ratios(own, {r["round"]: r for r in rows if r["arm"] == peer}) for peer in ("stock", "best_stock")]
-        cells = [f"{arm}: {EXPLAINED[arm]}", *(f"{value:.3g}" for value in middle.values()), *ratios]
+        against = [_ratios(rows, arm, peer) for peer in ("stock", "best_stock")]
+        cells = [f"{arm}: {EXPLAINED[arm]}", *(f"{value:.3g}" for value in middle.values()), *against]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _ratios(own: dict, peer: dict) -> str:
-    found = sorted(own[number]["pairs_per_s"] / peer[number]["pairs_per_s"] for number in own.keys() & peer.keys())
+def _ratios(rows: list[dict], arm: str, peer: str) -> str:
+    from dpo_kit.views.fast_figures import ratios  # not in the processes that are measured
+
+    found = ratios(rows, rows[0]["model"], rows[0]["lengths"], arm, peer)
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})" if found else ""
 
 

@@ -67,6 +67,7 @@ def stock(arms, prompts: Sequence[Prompt], profile: Profile, seed: int) -> list[
     """Token ids of answers as transformers draws them, batch by batch."""
     import torch
 
+    from dpo_kit.models.generation import answers_in
     from dpo_kit.models.tokens import prompt_ids
 
     settings, tokenizer, answers = profile.evaluation, arms.tokenizer, []
@@ -80,9 +81,7 @@ def stock(arms, prompts: Sequence[Prompt], profile: Profile, seed: int) -> list[
                 temperature=settings.temperature, pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
-        new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        eos = tokenizer.eos_token_id
-        answers += [row[: row.index(eos) + 1] if eos in row else row for row in new]
+        answers += answers_in(ids, inputs["input_ids"].shape[1], tokenizer.eos_token_id)
     return answers
 
 

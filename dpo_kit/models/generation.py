@@ -179,6 +179,9 @@ def _generate_batch(
             eos_token_id=tokenizer.eos_token_id,
             logits_processor=LogitsProcessorList([noise]),
         )
-    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-    eos = tokenizer.eos_token_id
-    return [row[: row.index(eos) + 1] if eos in row else row for row in new]
+    return answers_in(ids, inputs["input_ids"].shape[1], tokenizer.eos_token_id)
+
+
+def answers_in(ids: Tensor, prompt_width: int, eos: int) -> list[list[int]]:
+    """The token ids after the prompts in `(batch, T)`, each up to and with its EOS if it reached one."""
+    return [row[: row.index(eos) + 1] if eos in row else row for row in ids[:, prompt_width:].tolist()]

@@ -111,7 +111,7 @@ def branch_attention(module: nn.Module, query, key, value, attention_mask, branc
 def _by_sequence(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
     """Through SDPA, a pair at a time: chosen lies together in the row; rejected's own places look back over the gap."""
     groups, dtype = query.shape[1] // key.shape[1], value.dtype
-    if query.device.type == "cpu":  # faster there than in bf16, and closer
+    if query.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):  # faster than in bf16, and closer
         query, key, value = (states.float() for states in (query, key, value))
     sizes = [places for chosen, own, _ in branches.spans for places in (chosen, own)]
     parts = zip(*(states.split(sizes) for states in (query, key, value)), strict=True)

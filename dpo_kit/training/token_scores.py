@@ -69,9 +69,10 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
     if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
         logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
     else:  # a few rows of the head at a time, so that their fp32 copy stays in the processor's cache
+        hidden = hidden.float()
         copy = torch.empty(HEAD_ROWS, weight.shape[1], dtype=torch.float32, device=weight.device)
         for columns, rows in zip(out.split(HEAD_ROWS, dim=1), weight.split(HEAD_ROWS), strict=True):
-            torch.mm(hidden.float(), copy[: len(rows)].copy_(rows).T, out=columns)
+            torch.mm(hidden, copy[: len(rows)].copy_(rows).T, out=columns)
         logits = out
     return logits if bias is None else logits + bias.float()
 

@@ -35,14 +35,19 @@ def speeds(rows: Sequence[dict], model: str, lengths: str) -> dict[str, tuple[fl
     return {arm: (median(values), min(values), max(values)) for arm, values in found.items()}
 
 
+def ratios(rows: Sequence[dict], model: str, lengths: str, arm: str, peer: str) -> list[float]:
+    """How many times as fast as `peer` an arm is, for each round in which both ran: the least first."""
+    rates: dict[str, dict[int, float]] = {arm: {}, peer: {}}
+    for row in rows:
+        if (row["model"], row["lengths"]) == (model, lengths) and row["arm"] in rates:
+            rates[row["arm"]][row["round"]] = row["pairs_per_s"]
+    return sorted(rates[arm][number] / rates[peer][number] for number in rates[arm].keys() & rates[peer].keys())
+
+
 def gain(rows: Sequence[dict], model: str, lengths: str, peer: str) -> float | None:
     """How many times as fast as `peer` the fast path is: the median over rounds of the ratio within a round."""
-    by_arm: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if (row["model"], row["lengths"]) == (model, lengths):
-            by_arm.setdefault(row["arm"], {})[row["round"]] = row["pairs_per_s"]
-    theirs = by_arm.get(peer)
-    return median(by_arm["fast"][number] / rate for number, rate in theirs.items()) if theirs else None
+    found = ratios(rows, model, lengths, "fast", peer)
+    return median(found) if found else None
 
 
 def step_rates(rows: Sequence[dict], model: str, lengths: str) -> go.Figure:
