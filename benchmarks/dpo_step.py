@@ -164,10 +164,12 @@ def without(part: str):
     import torch.nn.functional as F
     from trl.trainer import utils
 
-    from dpo_kit.training import fast
+    from dpo_kit.training import branches, fast
+    from dpo_kit.training.branches import Branches
 
-    before = {name: getattr(fast, name) for name in ("_by_sequence", "_score_pairs", "_is_plain")}
-    layout = fast.Branches.of
+    places = ((branches, "attend_by_tiles"), (fast, "_score_pairs"), (fast, "_is_plain"))
+    before = [(module, name, getattr(module, name)) for module, name in places]
+    layout = Branches.of
 
     def unshared(input_ids, attention_mask):
         chosen, rejected = input_ids.chunk(2)
@@ -176,18 +178,18 @@ def without(part: str):
     def padded(input_ids, attention_mask):
         places = torch.arange(input_ids.numel(), device=input_ids.device)
         lengths = attention_mask.sum(dim=1)
-        return fast.Branches(places.view_as(input_ids), places, lengths, sum(lengths.chunk(2)), 0 * lengths.chunk(2)[0])
+        return Branches(places.view_as(input_ids), places, lengths, sum(lengths.chunk(2)), 0 * lengths.chunk(2)[0])
 
-    def padded_attention(query, key, value, branches, scale):
-        groups, rows, dtype = query.shape[1] // key.shape[1], len(branches.packed), query.dtype
+    def padded_attention(query, key, value, row, scale):
+        groups, rows, dtype = query.shape[1] // key.shape[1], len(row.packed), query.dtype
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
         query, key, value = (states.float().unflatten(0, (rows, -1)).transpose(1, 2) for states in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         return attended.transpose(1, 2).flatten(0, 1).to(dtype)
 
     def every_position(model, input_ids, attention_mask, labels):
-        branches = layout(input_ids, attention_mask)
-        hidden = fast.row_states(model, input_ids, branches)[branches.packed[:, :-1].flatten()]
+        row = layout(input_ids, attention_mask)
+        hidden = fast.row_states(model, input_ids, row)[row.packed[:, :-1].flatten()]
         head, targets = model.get_output_embeddings(), labels[:, 1:]
         chunk, names = utils._CHUNKED_LOGPROB_CHUNK_SIZE, ("log_probs", "entropy", "mean_logits", "is_top1")
         fields = utils._ChunkedLogProbFunction.apply(
@@ -198,9 +200,9 @@ def without(part: str):
         return utils.FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, mean_logits=mean, is_top1=top1)
 
     if part == "fast_unshared":
-        fast.Branches.of = staticmethod(unshared)
+        Branches.of = staticmethod(unshared)
     elif part == "fast_padded":
-        fast.Branches.of, fast._by_sequence = staticmethod(padded), padded_attention
+        Branches.of, branches.attend_by_tiles = staticmethod(padded), padded_attention
     elif part == "fast_trl_head":
         fast._score_pairs = every_position
     elif part == "fast_peft":
@@ -208,9 +210,9 @@ def without(part: str):
     try:
         yield
     finally:
-        fast.Branches.of = layout
-        for name, function in before.items():
-            setattr(fast, name, function)
+        Branches.of = layout
+        for module, name, function in before:
+            setattr(module, name, function)
 
 
 def settings(arm: str, shape: Shape, best: dict) -> dict:
@@ -345,13 +347,19 @@ def check(shape: Shape, rows: list[dict], arms: list[str]) -> dict[str, float]:
             loss = trainer.training_step(trainer.model, trainer.data_collator(rows)).item()
             gradient = torch.cat([p.grad.flatten().cpu() for p in trainer.model.parameters() if p.grad is not None])
             found[arm] = loss, gradient, torch.tensor(sequence_logps(trainer, rows), dtype=torch.float64)
+            beta = trainer.beta
         del trainer
     loss, gradient, logps = found["stock"]
-    for arm, (own_loss, own_gradient, _) in found.items():
+    rounding = torch.finfo(torch.float32).eps * logps.abs().max().item()  # of a sequence's sum, as TRL takes it
+    distances = {}
+    for arm, (own_loss, own_gradient, own) in found.items():
         apart = ((own_gradient - gradient).norm() / gradient.norm()).item()
-        assert math.isclose(own_loss, loss, rel_tol=1e-5), f"{arm}: loss {own_loss} instead of {loss}"
+        distance = distances[arm] = (own - logps).abs().max().item()
+        assert distance < 1e-4 + rounding, f"{arm}: a sequence's log-prob is {distance:.1e} away from stock's"
+        # the loss has four of them, and moves by at most beta times as much as they do
+        assert abs(own_loss - loss) <= 4 * beta * (distance + rounding), f"{arm}: loss {own_loss} instead of {loss}"
         assert apart < 1e-4, f"{arm}: the gradient is {apart:.1e} away from stock's"
-    return {arm: (own - logps).abs().max().item() for arm, (_, _, own) in found.items()}
+    return distances
 
 
 # ---- all of them ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dpo_kit.profiles import Profile, load_profile, profile_names
 GB = 10**9
 USABLE = 0.92  # of a card's free memory: the allocator cannot use all of it
 SCORING = 64 << 20  # logits, probabilities and their products are held for one block of scored tokens at a time
+KEPT_KEYS = 512  # off CUDA, queries that see no more keys than that keep their probabilities
 BLOCK, NESTED_BLOCK = 64, 256  # weights under one absmax, and absmax under one nested absmax (QLoRA, section 3)
 
 # The family that the gpu-* profiles use, so that they can be planned for without a network.
@@ -99,7 +100,8 @@ def estimate(
     adapters = 4 * sum(map(math.prod, shapes))
     width = torch.empty((), dtype=_dtype(profile)).itemsize
     layers = model.config.get_text_config().num_hidden_layers
-    layer = layer_bytes(model.config, profile.model.lora_r, width, tokens, device=device)
+    met = tokens * min(profile.model.max_length, KEPT_KEYS) if device == "cpu" else None
+    layer = layer_bytes(model.config, profile.model.lora_r, width, tokens, met)
     copies = adapters // 4 * width if width == 2 else 0  # autocast keeps each adapter in bf16 too
     again = ((two and profile.model.checkpoint_layers) or layers) if profile.model.checkpointing else 0
     checkpoints = again * tokens * model.config.get_text_config().hidden_size * width
@@ -111,7 +113,7 @@ def estimate(
         gradients=adapters,
         optimizer=2 * adapters + 4 * len(shapes),  # two moments, and a step count for each tensor
         activations=copies + checkpoints + max(1, layers - again) * layer,
-        logits=SCORING + 2 * tokens * model.config.get_text_config().hidden_size * width,
+        logits=SCORING + (2 * width + 4) * tokens * model.config.get_text_config().hidden_size,
         allowance=_allowance(model, width, tokens),
     )
 
@@ -144,21 +146,14 @@ def adapter_shapes(model: PreTrainedModel, r: int) -> list[tuple[int, int]]:
     return [shape for pair in pairs for shape in pair]
 
 
-def layer_bytes(
-    config: PretrainedConfig,
-    r: int,
-    width: int,
-    tokens: int,
-    *,
-    device: Literal["cuda", "cpu"] = "cuda",
-    in_sequences: int | None = None,
-) -> int:
+def layer_bytes(config: PretrainedConfig, r: int, width: int, tokens: int, met: int | None = None) -> int:
     """What autograd keeps of one Llama- or Qwen3-shaped layer with LoRA, for `tokens` of `width` bytes a number.
 
     H hidden, I inner, A and K the widths of queries and keys. The two norms keep their input in fp32, those of queries
     and keys too; each LoRA keeps its input, which q, k, v share, as gate and up do, and its r-wide middle; SiLU and the
-    product keep three I-wide tensors; attention keeps q, k, v, its result, and one fp32 a head. On the CPU attention
-    keeps keys and values repeated for each head, and for every sequence by itself, `in_sequences` tokens in all.
+    product keep three I-wide tensors; attention keeps q, k, v and its result. On a card it also keeps that result by
+    sequence and one fp32 a head; elsewhere the probability of each of the `met` pairs of a query and a key that it
+    sees, for every head.
     """
     text = config.get_text_config()
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
@@ -166,9 +161,8 @@ def layer_bytes(
     head = getattr(text, "head_dim", None) or hidden // heads
     queries, keys = heads * head, groups * head
     normed = 4 * (queries + keys + heads + groups) if text.model_type.startswith("qwen3") else 0
-    each = 2 * 4 * (hidden + 1) + normed + 4 * heads + width * (2 * hidden + 3 * queries + 4 * inner + 7 * r)
-    seen, met = (keys, tokens) if device == "cuda" else (queries, in_sequences or tokens)
-    return tokens * each + met * width * 2 * seen
+    each = 2 * 4 * (hidden + 1) + normed + width * (2 * hidden + 2 * queries + 2 * keys + 4 * inner + 7 * r)
+    return tokens * each + (tokens * (width * queries + 4 * heads) if met is None else heads * width * met)
 
 
 def check_fits(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> dict[str, Memory]:

@@ -136,12 +136,14 @@ class _DequantizedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: bnb.nn.Params4bit) -> Tensor:
         ctx.weight = weight
-        return x @ _plain(weight, x.dtype).T
+        return x @ whole(weight, x.dtype).T
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ _plain(ctx.weight, gradient.dtype), None
+        return gradient @ whole(ctx.weight, gradient.dtype), None
 
 
-def _plain(weight: bnb.nn.Params4bit, dtype: torch.dtype) -> Tensor:
-    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+def whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight `(out, in)`, whether it is held in 4 bits or not."""
+    state = getattr(weight, "quant_state", None)
+    return (weight if state is None else bnb.functional.dequantize_4bit(weight.data, state)).to(dtype)

@@ -7,16 +7,14 @@ what the two sequences of a pair share stands there once, and only scored positi
     chosen    p p p c c e .          the row    p p p c c e d d d e | q q ...
     rejected  p p p d d d e                     shared, then two branches; then the next pair
 
-Every layer but attention treats tokens one by one, so it neither knows nor cares. Attention is where tokens meet: there
-the two sequences of each pair are put together again, each causal by itself, and a branch cannot see its sibling.
-Adapters are added to their layers in one product, without copies of the activations in the adapter's dtype. What was
-removed from TRL's step is work. Losses, metrics, reference modes and precomputing stay TRL's own, because all that is
-replaced is the forward that hands them log-probs.
+Every layer but attention treats tokens one by one, so it neither knows nor cares; how attention keeps sequences and
+siblings apart is in `branches`, and the head in `token_scores`. Adapters are added to their layers in one step. What
+was removed from TRL's step is work. Losses, metrics, reference modes and precomputing stay TRL's own, because all that
+is replaced is the forward that hands them log-probs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from types import MethodType
 
@@ -28,12 +26,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from dpo_kit.models.quantization import whole
+from dpo_kit.training.branches import Branches, branch_attention
 from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
 from dpo_kit.training.token_scores import score
 
@@ -42,160 +41,67 @@ MIX_PAIRS = {"aot", "aot_unpaired", "bco_pair", "sft"}  # losses in which a pair
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-# ---- where tokens stand -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Branches:
-    """Where the tokens of a padded batch `(2B, T)`, chosen half then rejected half, stand in one row of N.
-
-    `packed` `(2B, T)` gives each padded position its place in the row (padding points at place 0), and `owner` `(N,)`
-    each place one of its padded positions, flat. `lengths` `(2B,)` are the sequences' lengths, `sizes` `(B,)` the
-    places that each pair takes.
-
-    With chosen [7, 8, 1], rejected [7, 9, 9, 1] and pad 0 the row is 7 8 1 9 9 1:
-
-        packed   [[0, 1, 2, 0], [0, 3, 4, 5]]
-        owner    [0, 1, 2, 5, 6, 7]
-    """
-
-    packed: Tensor
-    owner: Tensor
-    lengths: Tensor
-    sizes: Tensor
-    shared: Tensor  # (B,): how many places a pair's sequences have in common
-    attended: int = 0  # by how many layers: a model that drops the layout on the way must not pass for one that obeys
-
-    @cached_property
-    def spans(self) -> list[tuple[int, int, int]]:
-        """Per pair how many places chosen takes, how many rejected takes after it, and how many they share."""
-        chosen = self.lengths[: len(self.sizes)]
-        return torch.stack([chosen, self.sizes - chosen, self.shared], dim=1).tolist()
-
-    @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Branches":
-        """The layout of a right-padded batch: each pair's common beginning once, then what is left of either side."""
-        real = attention_mask.bool()
-        lengths = real.sum(dim=1)
-        chosen, rejected = lengths.chunk(2)
-        alike = torch.eq(*input_ids.chunk(2)) & torch.logical_and(*real.chunk(2))
-        shared = alike.cumprod(dim=1).sum(dim=1)
-        sizes = chosen + rejected - shared
-        position = torch.arange(input_ids.shape[1], device=input_ids.device)
-        of_chosen = (sizes.cumsum(0) - sizes)[:, None] + position
-        beyond = position >= shared[:, None]
-        of_rejected = of_chosen + (chosen - shared)[:, None] * beyond
-        packed = torch.cat([of_chosen, of_rejected]).masked_fill(~real, 0)
-        branch = torch.cat([real[: len(sizes)], real[len(sizes) :] & beyond])  # each place once
-        owner = torch.empty(int(sizes.sum()), dtype=torch.long, device=input_ids.device)
-        owner[packed[branch]] = branch.flatten().nonzero()[:, 0]
-        return cls(packed, owner, lengths, sizes, shared)
-
-
-# ---- where tokens meet ------------------------------------------------------------------------------------------
-
-
-def branch_attention(module: nn.Module, query, key, value, attention_mask, branches: Branches | None = None, **options):
-    """Attention for transformers' interface: causal within each sequence of a pair; SDPA's own where there is no pair.
-
-    Query, key and value are `(1, heads, N, D)`; the result is `(1, N, heads, D)`.
-    """
-    if branches is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    branches.attended += 1
-    attend = _varlen if _varlen_works(query.device, query.dtype) else _by_sequence
-    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D)
-    return attend(*rows, branches, options.get("scaling"))[None], None
-
-
-def _by_sequence(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
-    """Through SDPA, a pair at a time: chosen lies together in the row; rejected's own places look back over the gap."""
-    groups, dtype = query.shape[1] // key.shape[1], value.dtype
-    if query.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):  # faster than in bf16, and closer
-        query, key, value = (states.float() for states in (query, key, value))
-    sizes = [places for chosen, own, _ in branches.spans for places in (chosen, own)]
-    parts = zip(*(states.split(sizes) for states in (query, key, value)), strict=True)
-    attended = []
-    for (_, own, shared), chosen, rejected in zip(branches.spans, parts, parts, strict=True):
-        attended.append(_attend(*chosen, groups, scale))
-        if own:
-            seen = (torch.cat([begun[:shared], rest]) for begun, rest in zip(chosen[1:], rejected[1:], strict=True))
-            attended.append(_attend(rejected[0], *seen, groups, scale))
-    return torch.cat(attended).to(dtype)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, groups: int, scale: float | None) -> Tensor:
-    """Causal attention of the last `len(query)` places of one sequence to all of it; `(n, heads, D)`."""
-    before = len(key) - len(query)
-    mask = query.new_ones(len(query), len(key), dtype=torch.bool).tril(before) if before else None
-    query, key, value = (
-        query.transpose(0, 1),
-        *(s.repeat_interleave(groups, dim=1).transpose(0, 1) for s in (key, value)),
-    )
-    rows = (states[None] for states in (query, key, value))
-    return F.scaled_dot_product_attention(*rows, attn_mask=mask, is_causal=mask is None, scale=scale)[0].transpose(0, 1)
-
-
-def _varlen(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
-    """Through the variable-length attention that is built into torch: no padding here either."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    width = branches.packed.shape[1]
-    real = torch.arange(width, device=query.device) < branches.lengths[:, None]
-    places = branches.packed[real]
-    starts = F.pad(branches.lengths.cumsum(0), (1, 0)).int()
-    rows = [states.index_select(0, places) for states in (query, key, value)]
-    attended = varlen_attn(
-        *rows, starts, starts, width, width, scale=scale, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1]
-    )
-    number = real.flatten().cumsum(0) - 1  # of each padded position among the real ones
-    return attended.index_select(0, number[branches.owner])
-
-
-_VARLEN: dict[tuple, bool] = {}
-
-
-def _varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's variable-length attention runs on this card and agrees with SDPA; tried once."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if (device, dtype) not in _VARLEN:
-        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 0]], device=device)
-        branches = Branches.of(ids, (ids > 0).long())
-        states = [torch.randn(len(branches.owner), 2, 64, device=device, dtype=dtype) for _ in range(3)]
-        try:
-            worst = (_varlen(*states, branches, None) - _by_sequence(*states, branches, None)).abs().max().item()
-        except (RuntimeError, ImportError):
-            worst = float("inf")
-        _VARLEN[device, dtype] = worst < 0.02
-    return _VARLEN[device, dtype]
-
-
 # ---- adapters ---------------------------------------------------------------------------------------------------
 
 
-def add_adapters(layer: LoraLayer, hidden: Tensor, *args, **options) -> Tensor:
-    """W x + s B A x, as PEFT's layer, which takes B A x in the adapter's dtype and so copies x and the result to fp32.
+class AdaptedLinear(torch.autograd.Function):
+    """W x + s B A x under a frozen W, in one step: x and A x are all that is kept, and sums are made in place.
 
-    Here the adapter is cast to the dtype of x, and its second product is added to W x as it is made.
+    PEFT computes B A x in the adapter's dtype, and so copies x and the result to fp32; here A and B are cast to that of
+    x. A W in 4 bits is made whole for a product and dropped again, as QLoRA does (arXiv 2305.14314).
     """
-    if layer.merged or args or options:
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, base: nn.Linear, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        ctx.base, ctx.scaling, ctx.dtype, ctx.shape = base, scaling, a.dtype, hidden.shape
+        a, b, rows = a.to(hidden.dtype), b.to(hidden.dtype), hidden.flatten(0, -2)
+        with torch.autocast(hidden.device.type, enabled=False):
+            inner = rows @ a.T
+            bias = None if base.bias is None else base.bias.to(rows.dtype)
+            result = F.linear(rows, whole(base.weight, rows.dtype), bias)
+            result.addmm_(inner, b.T, alpha=scaling)
+        ctx.save_for_backward(rows, inner, a, b)
+        return result.unflatten(0, hidden.shape[:-1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        rows, inner, a, b = ctx.saved_tensors
+        by_hidden = by_a = by_b = None
+        slope = gradient.flatten(0, -2)
+        with torch.autocast(slope.device.type, enabled=False):
+            by_inner = (slope @ b).mul_(ctx.scaling)
+            if ctx.needs_input_grad[0]:
+                by_hidden = torch.mm(slope, whole(ctx.base.weight, slope.dtype)).addmm_(by_inner, a).view(ctx.shape)
+            if ctx.needs_input_grad[2]:
+                by_a = (by_inner.T @ rows).to(ctx.dtype)
+            if ctx.needs_input_grad[3]:
+                by_b = (inner.T @ slope).T.to(ctx.dtype) * ctx.scaling
+        return by_hidden, None, by_a, by_b, None
+
+
+def adapted(layer: LoraLayer, hidden: Tensor, *args, **options) -> Tensor:
+    """The forward of a LoRA layer with one active adapter; anything else is PEFT's own matter.
+
+    So is one token at a time, as answers are drawn: 4-bit weights have kernels for that, which never make them whole.
+    """
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    drawing = hidden.shape[-2] == 1
+    if drawing or layer.merged or layer.disable_adapters or len(active) != 1 or args or options:
         return type(layer).forward(layer, hidden, *args, **options)
-    result = layer.base_layer(hidden)
-    for name in layer.active_adapters if not layer.disable_adapters else ():
-        if name in layer.lora_A:
-            a, b = (side[name].weight.to(hidden.dtype) for side in (layer.lora_A, layer.lora_B))
-            inner = F.linear(hidden, a) * layer.scaling[name]
-            result = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(result)
-    return result
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    a, b = (side[active[0]].weight for side in (layer.lora_A, layer.lora_B))
+    return AdaptedLinear.apply(hidden, layer.get_base_layer(), a, b, layer.scaling[active[0]])
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """LoRA on a linear layer, in 4 bits or not, and nothing else about it: no DoRA, no bias of its own."""
+    """LoRA on a frozen linear layer, in 4 bits or not, and nothing else about it: no DoRA, no bias of its own."""
     return (
         isinstance(layer, LoraLayer)
         and type(layer).__name__ in ("Linear", "Linear4bit")  # the second exists only where bitsandbytes does
         and isinstance(layer.get_base_layer(), nn.Linear)
+        and not any(parameter.requires_grad for parameter in layer.get_base_layer().parameters())
         and not layer.lora_variant
         and not any(layer.lora_bias.values())
     )
@@ -222,14 +128,14 @@ def install(model: PreTrainedModel) -> Callable[[], None]:
 
     model.set_attn_implementation(ATTENTION)
     model.forward = MethodType(forward, model)
-    adapted = [module for module in model.modules() if _is_plain(module)]
-    for layer in adapted:
-        layer.forward = MethodType(add_adapters, layer)
+    layers = [module for module in model.modules() if _is_plain(module)]
+    for layer in layers:
+        layer.forward = MethodType(adapted, layer)
 
     def remove() -> None:
         model.forward = stock
         model.set_attn_implementation(before)
-        for layer in adapted:
+        for layer in layers:
             del layer.forward
 
     return remove

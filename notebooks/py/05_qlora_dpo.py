@@ -51,9 +51,10 @@ from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_arms, loa
 from dpo_kit.profiles import ROOT, load_profile, profile_names
 from dpo_kit.records import PreferencePair, read_pairs, write_pairs
 from dpo_kit.training.arguments import common_arguments
+from dpo_kit.training.branches import Branches
 from dpo_kit.training.checkpoints import why_damaged
 from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.fast import Branches, FastDPOTrainer
+from dpo_kit.training.fast import FastDPOTrainer
 from dpo_kit.training.metrics_log import read_log, timeless
 from dpo_kit.training.release import release_adapter
 from dpo_kit.views.dashboard import Dashboard

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dpo_kit.exercises import qlora_dpo as checks
-from dpo_kit.training.fast import Branches
+from dpo_kit.training.branches import Branches
 
 TWIN, MODULES = "05_qlora_dpo.py", {}
 EXERCISES = {

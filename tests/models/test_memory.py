@@ -12,7 +12,8 @@ from dpo_kit.models import memory
 from dpo_kit.models.loading import lora
 from dpo_kit.models.quantization import quantize, quantized_layers
 from dpo_kit.profiles import load_profile
-from dpo_kit.training import fast, token_scores
+from dpo_kit.training import branches, fast, token_scores
+from dpo_kit.training.branches import Branches
 
 SMALL = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 336, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -107,9 +108,8 @@ def test_what_autograd_keeps_of_a_layer_is_counted_to_the_byte(kind, dtype):
         kept.append(kept_by_autograd(model, ids))
     width = 2 if dtype == "bfloat16" else 4
     copies = sum(map(math.prod, memory.adapter_shapes(memory.skeleton(profile(), KINDS[kind]), 8))) // 2 * width
-    expected = memory.layer_bytes(KINDS[kind], 8, width, 150, device="cpu", in_sequences=200)
-    mask = 50 * 100 * width  # of the 50 places that are rejected's own, over its 100
-    assert kept[1] - kept[0] == expected + mask + (copies if width == 2 else 0)
+    expected = memory.layer_bytes(KINDS[kind], 8, width, 150, met=100 * 100 + 50 * 100)
+    assert kept[1] - kept[0] == expected + (copies if width == 2 else 0)
 
 
 def kept_by_autograd(model, ids):
@@ -119,15 +119,16 @@ def kept_by_autograd(model, ids):
     kept = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-        branches = fast.Branches.of(ids, torch.ones_like(ids))
-        result = fast.row_states(model, ids, branches)
+        layout = Branches.of(ids, torch.ones_like(ids))
+        result = fast.row_states(model, ids, layout)
     assert result.requires_grad
-    assert len(branches.owner) == 150
+    assert len(layout.owner) == 150
     return stored([t for t in kept if t.untyped_storage().data_ptr() not in weights])
 
 
 def test_the_block_of_logits_is_that_of_the_fast_path():
-    assert memory.SCORING == 4 * token_scores.HEAD_BYTES, "logits, probabilities, and two temporary copies"
+    assert 4 * token_scores.HEAD_BYTES["cuda"] == memory.SCORING, "logits, probabilities, and two temporary copies"
+    assert memory.KEPT_KEYS == branches.KEPT
 
 
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_all():

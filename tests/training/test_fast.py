@@ -5,17 +5,14 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from trl import DPOConfig, DPOTrainer
 
 from dpo_kit.profiles import ROOT
-from dpo_kit.training.fast import Branches, FastDPOTrainer, self_test, why_not
+from dpo_kit.training.fast import FastDPOTrainer, self_test, why_not
 
 SHAPE = {
     "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -246,41 +243,6 @@ def test_twenty_steps_have_trls_loss_curve(tokenizer):
     assert len(stock) == 20
     assert stock[-1] < 0.5 * stock[0], "ten epochs over eight pairs must be learnt"
     assert fast == pytest.approx(stock, abs=1e-4)
-
-
-pairs_of_sequences = st.lists(
-    st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=6), st.lists(st.integers(1, 3), min_size=1, max_size=6)),
-    min_size=1, max_size=4,
-)  # fmt: skip
-
-
-@given(pairs_of_sequences)
-@settings(max_examples=200, deadline=None)
-def test_the_layout_holds_every_token_once_and_every_sequence_whole(pairs):
-    sequences = [torch.tensor(s) for s in [c for c, _ in pairs] + [r for _, r in pairs]]
-    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    branches = Branches.of(ids, (ids > 0).long())
-    row = ids.flatten()[branches.owner]
-    for places, sequence in zip(branches.packed, sequences, strict=True):
-        assert torch.equal(row[places[: len(sequence)]], sequence)
-    common = [
-        next((i for i, (a, b) in enumerate(zip(c, r, strict=False)) if a != b), min(len(c), len(r))) for c, r in pairs
-    ]
-    sizes = [len(c) + len(r) - n for (c, r), n in zip(pairs, common, strict=True)]
-    assert len(row) == sum(sizes)
-    assert branches.sizes.tolist() == sizes
-    # position ids: a token stands where it stood in its own sequence
-    assert torch.equal(
-        (branches.owner % ids.shape[1])[branches.packed[0, : len(pairs[0][0])]], torch.arange(len(pairs[0][0]))
-    )
-
-
-def test_the_example_of_the_docstring():
-    ids = torch.tensor([[7, 8, 1, 0], [7, 9, 9, 1]])
-    branches = Branches.of(ids, (ids > 0).long())
-    assert ids.flatten()[branches.owner].tolist() == [7, 8, 1, 9, 9, 1]
-    assert branches.packed.tolist() == [[0, 1, 2, 0], [0, 3, 4, 5]]
-    assert branches.owner.tolist() == [0, 1, 2, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
