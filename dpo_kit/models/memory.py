@@ -9,6 +9,7 @@ the backward pass, the allocator's rounding) is an allowance, and is called so.
 import math
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -181,6 +182,27 @@ def check_fits(profile: Profile, free: int | None = None, config: PretrainedConf
             f"which {USABLE:.0%} can be used; {_advice(profile, free, config)}"
         )
     return stages
+
+
+def fewest_checkpoints(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> int | None:
+    """How many layers have to compute their activations again for DPO to fit into `free` bytes, as few as will do.
+
+    What the profile says stands. `free` is by default what a card has free or this process holds of it. None, which is
+    all layers, where there is no card; it wants precomputed references.
+    """
+    said = profile.model
+    if not said.checkpointing or said.checkpoint_layers or (free is None and not torch.cuda.is_available()):
+        return said.checkpoint_layers
+    if free is None:
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    config = config or configuration(profile.model_path)
+
+    def fits(count: int) -> bool:
+        tried = profile.model_copy(update={"model": said.model_copy(update={"checkpoint_layers": count})})
+        return _fits([estimate(tried, "dpo", config, precomputed=True)], free)
+
+    counts = range(1, config.get_text_config().num_hidden_layers)
+    return next(iter(counts[bisect_left(counts, True, key=fits) :]), None)
 
 
 def fitting_profiles(free: int) -> list[str]:

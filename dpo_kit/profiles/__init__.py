@@ -32,8 +32,8 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The frozen base, how it is quantised, and the shape of the adapters on it.
 
-    With `checkpointing` each layer's activations are computed again in the backward pass instead of kept; in DPO, with
-    `checkpoint_layers`, only those of the first so many layers, as many as memory needs.
+    With `checkpointing` layers' activations are computed again in the backward pass instead of kept: in SFT those of
+    all, in DPO those of the first `checkpoint_layers`, by default as many as a card's memory needs.
     """
 
     path: str

@@ -15,6 +15,7 @@ from trl import DPOConfig
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
+from dpo_kit.models.memory import fewest_checkpoints
 from dpo_kit.models.quantization import assert_gradients_alive
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt
@@ -60,6 +61,8 @@ def train_dpo(
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)
     if trainer.why_stock:
         say(f"the stock forward is used, not the fast one: {trainer.why_stock}")
+    if trainer.checkpoint_layers:
+        say(f"activations of the first {trainer.checkpoint_layers} layers are computed again: memory needs no more")
     reference = sha256(sft_adapter / "adapter_model.safetensors")
     data = [pair.to_trl() for pair in (*pairs, *held_out)] + [prompt.chat() for prompt in kl_prompts]
     made_for = {**identity(profile, trainer.model, seed, data, "dpo", "pairs"), "reference_sha256": reference}
@@ -107,7 +110,7 @@ def dpo_trainer(
         ),
         max_tokens=profile.dpo.max_tokens,
         reference_cache=references,
-        checkpoint_layers=profile.model.checkpoint_layers,
+        checkpoint_layers=fewest_checkpoints(profile) if references else None,
         train_dataset=_dataset(pairs),
         eval_dataset=_dataset(held_out) if held_out else None,
         processing_class=tokenizer,

@@ -4,6 +4,8 @@ TRL projects every position onto the vocabulary and does it again in the backwar
 model's work, so here scored positions alone meet it, a few rows of it at a time, and the gradient is taken on the way.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +30,9 @@ class Softmax:
         self.sum, self.mass, self.squares, self.energy = (torch.zeros_like(self.top) for _ in range(4))
 
     def add(self, logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Take the next columns `(n, k)`, overwritten; give exp(logit - top) of them, and what fades those before."""
+        """Take the next columns `(n, k)`, overwritten; give exp(logit - top) of them, in `out` where there is one, and
+        the factor `(n,)` that those of earlier columns have to be multiplied by now.
+        """
         width, own = logits.shape[1], self.labels - self.columns
         here = (own >= 0) & (own < width)
         self.logit = torch.where(here, logits.gather(1, own.clamp(0, width - 1)[:, None])[:, 0], self.logit)
@@ -83,22 +87,23 @@ class ScoreTokens(torch.autograd.Function):
         return gradient[:, None].to(slopes.dtype) * slopes, None, None, None
 
 
-def _projected(hidden: Tensor, weight: Tensor, bias: Tensor | None):
+def _projected(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """fp32 logits `(n, k)` of some rows of the head, room for as many numbers, and the rows; all rows in turn.
 
-    In fp32 because rounding logits to bf16 would cost more than the bf16 hidden states did. All parts share one room:
-    memory fresh from the system costs a CPU more than the arithmetic in it.
+    In fp32 because rounding logits to bf16 would cost more than the bf16 hidden states did. On a CPU all parts share
+    one room: memory fresh from the system costs more there than the arithmetic in it.
     """
     count, mixed = len(hidden), hidden.device.type == "cuda" and hidden.dtype != torch.float32
     hidden = hidden.to(weight.dtype) if mixed else hidden.float()
-    most = max(FEWEST, HEAD_BYTES[hidden.device.type] // (4 * max(1, count)))
-    room = torch.empty(2, count * most, dtype=torch.float32, device=hidden.device)
-    copy = torch.empty(most, weight.shape[1], dtype=hidden.dtype, device=hidden.device)
+    # few tokens would take many rows at once, and their fp32 copy is room as well
+    most = max(FEWEST, HEAD_BYTES.get(hidden.device.type, HEAD_BYTES["cuda"]) // (4 * max(count, hidden.shape[1] // 2)))
+    if not mixed:
+        room, copy = hidden.new_empty(2, count * most), hidden.new_empty(most, hidden.shape[1])
     for number, rows in enumerate(weight.split(most)):
-        logits, free = room[:, : count * len(rows)].view(2, count, len(rows))
         if mixed:
-            logits = torch.mm(hidden, rows.T, out_dtype=torch.float32)
+            logits, free = torch.mm(hidden, rows.T, out_dtype=torch.float32), None
         else:
+            logits, free = room[:, : count * len(rows)].view(2, count, len(rows))
             torch.mm(hidden, copy[: len(rows)].copy_(rows).T, out=logits)
         if bias is not None:
             logits += bias[number * most :][: len(rows)]

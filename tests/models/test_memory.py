@@ -142,6 +142,26 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all():
     assert half.activations == pytest.approx((kept.activations + again.activations) / 2, rel=0.05)
 
 
+@pytest.mark.parametrize("free", [5, 9, 13])
+def test_no_more_layers_are_checkpointed_than_memory_needs(free):
+    config, free = memory.configuration("Qwen/Qwen3-4B"), free * memory.GB
+    fewest = memory.fewest_checkpoints(load_profile("gpu-8gb"), free, config)
+    enough, too_few = (load_profile("gpu-8gb", model={"checkpoint_layers": count}) for count in (fewest, fewest - 1))
+    totals = [memory.estimate(tried, config=config, precomputed=True).total for tried in (enough, too_few)]
+    assert totals[0] <= memory.USABLE * free < totals[1]
+
+
+def test_what_a_profile_says_of_checkpointing_stands():
+    config = memory.configuration("Qwen/Qwen3-4B")
+    chosen, kept, all_of_them = (
+        memory.fewest_checkpoints(load_profile("gpu-8gb", model=said), memory.GB, config)
+        for said in ({"checkpoint_layers": 3}, {"checkpointing": False}, {})
+    )
+    assert chosen == 3
+    assert kept is None
+    assert all_of_them is None, "nothing fits, and `check_fits` has said so before"
+
+
 @pytest.mark.parametrize(("name", "card"), [("gpu-8gb", 8), ("gpu-12gb", 12), ("gpu-16gb", 16), ("gpu-24gb", 24)])
 def test_each_profile_fits_its_card_with_room_for_a_screen_and_no_smaller_one_wastes_it(name, card):
     free = card * 2**30 - 10**9  # a desktop and the CUDA context
