@@ -12,7 +12,7 @@ from dpo_kit import pipeline
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.models.loading import load_arms, load_base
-from dpo_kit.models.quantization import _plain, quantized_layers
+from dpo_kit.models.quantization import quantized_layers, whole
 from dpo_kit.records import read_pairs
 from dpo_kit.training.release import merge_adapter, prove, sums
 from dpo_kit.workspace import Workspace
@@ -97,7 +97,7 @@ def test_a_merge_is_the_base_plus_the_adapters_product(run, released):
         weights[f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight"].double() for side in ("A", "B")
     )
     change = profile.model.lora_alpha / profile.model.lora_r * b @ a
-    nf4 = _plain(quantized_layers(load_base(profile)[0])[0].weight, torch.float32)
+    nf4 = whole(quantized_layers(load_base(profile)[0])[0].weight, torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(profile.model_path, dtype=torch.float32)
     stored = plain.model.layers[0].self_attn.q_proj.weight.detach()
     for base, before in (("dequantised", nf4), ("unquantised", stored)):
