@@ -123,7 +123,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float) -> Tensor:
-        keys, values = _by_group(key).float(), _by_group(value)
+        keys, values = _by_group(key), _by_group(value)
         result = torch.empty_like(query, dtype=value.dtype, memory_format=torch.contiguous_format)
         longest, kept = KEPT if any(ctx.needs_input_grad) else 0, []
         with torch.autocast(query.device.type, enabled=False):
@@ -138,21 +138,21 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         query, key, value, result, *kept = ctx.saved_tensors
-        groups, exact, dtype = key.shape[1], _by_group(key).float(), value.dtype
-        keys, values = exact.to(dtype), _by_group(value)
+        groups, dtype = key.shape[1], value.dtype
+        keys, values = _by_group(key), _by_group(value)
         # softmax takes sum_j p_j dp_j off each dp, and that is the result's product with its gradient
         mean = (result.float() * gradient.float()).sum(dim=-1, keepdim=True).to(dtype)
         by_query = torch.empty_like(result)
-        by_key, by_value = torch.zeros_like(exact), torch.zeros_like(exact)
+        by_key, by_value = (torch.zeros_like(keys, dtype=torch.float32) for _ in range(2))
         with torch.autocast(query.device.type, enabled=False):
             for tile, probabilities in zip(ctx.branches.tiles, kept, strict=True):
                 if probabilities is None:
-                    probabilities = _probabilities(query, exact, tile, ctx.scale).to(dtype)
+                    probabilities = _probabilities(query, keys, tile, ctx.scale).to(dtype)
                 slope = _by_head(gradient[tile.queries], groups)
                 tile.add_to(by_value, torch.bmm(probabilities.transpose(1, 2), slope))
                 scores = torch.bmm(slope, tile.seen(values).transpose(1, 2))
                 scores.sub_(_by_head(mean[tile.queries], groups)).mul_(probabilities)
-                _write(by_query[tile.queries], torch.bmm(scores, tile.seen(keys)))
+                _write(by_query[tile.queries], torch.bmm(scores, tile.seen(keys).to(dtype)))
                 own = _by_head(query[tile.queries], groups).to(dtype)
                 tile.add_to(by_key, torch.bmm(scores.transpose(1, 2), own))
         found = by_query.mul_(ctx.scale), by_key.mul_(ctx.scale).transpose(0, 1), by_value.transpose(0, 1)
@@ -162,7 +162,7 @@ class Attention(torch.autograd.Function):
 def _probabilities(query: Tensor, keys: Tensor, tile: Tile, scale: float) -> Tensor:
     """fp32, `(groups, heads of a group * n, m)`."""
     own = _by_head(query[tile.queries], len(keys)).float() * scale  # not in place: of one query it is a view
-    scores = torch.bmm(own, tile.seen(keys).transpose(1, 2))
+    scores = torch.bmm(own, tile.seen(keys).float().transpose(1, 2))
     count = len(tile.later)
     scores.unflatten(1, (-1, count))[..., -count:].add_(tile.later)
     return torch.softmax(scores, dim=-1)

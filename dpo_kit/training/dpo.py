@@ -62,7 +62,7 @@ def train_dpo(
     if trainer.why_stock:
         say(f"the stock forward is used, not the fast one: {trainer.why_stock}")
     if trainer.checkpoint_layers:
-        say(f"activations of the first {trainer.checkpoint_layers} layers are computed again: memory needs no more")
+        say(f"activations of the first {trainer.checkpoint_layers} layers are computed again")
     reference = sha256(sft_adapter / "adapter_model.safetensors")
     data = [pair.to_trl() for pair in (*pairs, *held_out)] + [prompt.chat() for prompt in kl_prompts]
     made_for = {**identity(profile, trainer.model, seed, data, "dpo", "pairs"), "reference_sha256": reference}
