@@ -1,7 +1,8 @@
 """All that is about speed, one table after the other: `python -m benchmarks`, or `make bench`.
 
 The whole run by stage, generation, and a DPO step on the tiny model and on a larger shape. The machine should have
-nothing else to do; it takes the better part of an hour on two cores. Each part is a command of its own.
+nothing else to do; it takes the better part of an hour on two cores. Each part is a command of its own. The rows of
+the steps are kept in `runs/`.
 """
 
 import subprocess
@@ -10,8 +11,8 @@ import sys
 PARTS = {
     "The whole run by stage": ["run_stages"],
     "Drawing answers": ["generation"],
-    "A DPO step, tiny model": ["dpo_step", "--model", "tiny"],
-    "A DPO step, SmolLM2-135M's shape": ["dpo_step", "--model", "smollm2-135m"],
+    "A DPO step, tiny model": ["dpo_step", "--model", "tiny", "--json", "runs/dpo_step-tiny.json"],
+    "A DPO step, SmolLM2-135M's shape": ["dpo_step", "--model", "smollm2-135m", "--json", "runs/dpo_step-smollm2-135m.json"],
 }
 
 for title, (part, *options) in PARTS.items():

@@ -35,7 +35,7 @@ EXPLAINED = {
     "fast_padded": "ours, each prompt twice and padded",
     "fast_trl_head": "ours, with TRL's head over all positions",
     "fast_peft": "ours, adapters added by PEFT",
-    "fast_groups": "ours, a quarter of the tokens at once",
+    "fast_single": "ours, one pair at a time",
 }
 ARMS = tuple(EXPLAINED)
 
@@ -68,7 +68,7 @@ SHAPES = {
             "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
             "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
         },
-        "bfloat16", False, 1024, 240,
+        "bfloat16", False, 512, 240,
     ),
     "qwen3-0.6b": qwen3(1024, 3072, 28, 16, 8),
     "qwen3-4b": qwen3(2560, 9728, 36, 32, 8),
@@ -136,7 +136,7 @@ def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast: bool, checkpo
     from dpo_kit.training.fast import FastDPOTrainer
 
     fast = arm.startswith("fast")
-    own = {"max_tokens": shape.max_tokens // (4 if arm == "fast_groups" else 1)} if fast else {}
+    own = {"max_tokens": 1 if arm == "fast_single" else shape.max_tokens} if fast else {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = (FastDPOTrainer if fast else DPOTrainer)(
             build_model(shape, dtype),

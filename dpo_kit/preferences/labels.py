@@ -2,7 +2,9 @@
 
 A label is a row that is never changed but for the time it was undone. A partial unique index allows one standing label
 an annotator and item, whatever the number of clicks, processes and kills. Each call opens the file, commits and
-closes it: nothing is held open between two labels, so that several people and notebooks can share one file.
+closes it: nothing is held open between two labels, so that several people and notebooks can share one file. It keeps
+SQLite's rollback journal: the change to a write-ahead log fails where two make the file at once, and such a log cannot
+lie on a disk of the network.
 
 An item is named by its prompt and by what its texts are, so that a label never moves to answers it was not given to.
 The item lies in the file beside its label: the file alone can be turned into verdicts and pairs.
@@ -149,7 +151,6 @@ class Labels:
         )
         db.execute("COMMIT")
         if (application, version, tables) == (0, 0, 0):
-            db.execute("PRAGMA journal_mode = WAL")
             mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
             db.executescript(f"BEGIN IMMEDIATE; {LAYOUT} {mark} COMMIT;")
         elif application != APPLICATION:
@@ -177,7 +178,7 @@ class Labels:
         try:
             address = f"{self.path.as_uri()}?mode={mode}"
             db = sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
-            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA synchronous = EXTRA")
             yield db
         except sqlite3.OperationalError as error:
             busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -5,7 +5,8 @@ again. TRL keys its cache by the data set's history and by a hash of the whole m
 of these changes recomputes everything. Here a pair's key is what its two numbers are a function of: the frozen
 weights and the reference adapter, their quantisation and dtypes, the two token sequences after truncation with their
 masks, and `ld_alpha`. The cache is one SQLite file; a block of pairs is one transaction, so two processes may share
-it and a kill loses the block at hand.
+it and a kill loses the block at hand. SQLite's rollback journal stays: the change to a write-ahead log waits for
+nobody and fails where two make the file at once.
 """
 
 import hashlib
@@ -30,7 +31,6 @@ class ReferenceCache:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as database:
-            database.execute("PRAGMA journal_mode=WAL")
             database.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, chosen REAL, rejected REAL)")
             database.commit()
 

@@ -17,7 +17,7 @@ NAMES = {
     "fast_padded": "each prompt twice, padded",
     "fast_trl_head": "head over all positions",
     "fast_peft": "adapters added by PEFT",
-    "fast_groups": "a quarter of the tokens at once",
+    "fast_single": "one pair at a time",
 }
 
 

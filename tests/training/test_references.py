@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,6 +165,13 @@ def test_two_processes_may_share_it(tmp_path):
     found = ReferenceCache(tmp_path / "cache.sqlite").get([*(f"key-{n}" for n in range(300)), "shared"])
     assert len(found) == 301
     assert found["key-299"] == (299.0, 0.0)
+
+
+def test_many_may_make_it_at_once(tmp_path):
+    # a hundred files, because a race for one is seldom lost
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(100):
+            list(pool.map(ReferenceCache, [tmp_path / f"{n}.sqlite"] * 8))
 
 
 def test_the_file_is_whole_after_a_transaction_that_failed(tmp_path):
