@@ -9,12 +9,12 @@ import subprocess
 import sys
 
 PARTS = {
-    "The whole run by stage": ["run_stages"],
-    "Drawing answers": ["generation"],
-    "A DPO step, tiny model": ["dpo_step", "--model", "tiny", "--json", "runs/dpo_step-tiny.json"],
-    "A DPO step, SmolLM2-135M's shape": ["dpo_step", "--model", "smollm2-135m", "--json", "runs/dpo_step-smollm2-135m.json"],
+    "The whole run by stage": "run_stages",
+    "Drawing answers": "generation",
+    "A DPO step, tiny model": "dpo_step --model tiny --json runs/dpo_step-tiny.json",
+    "A DPO step, SmolLM2-135M's shape": "dpo_step --model smollm2-135m --json runs/dpo_step-smollm2-135m.json",
 }
 
-for title, (part, *options) in PARTS.items():
+for title, part in PARTS.items():
     print(f"\n## {title}\n", flush=True)
-    subprocess.run([sys.executable, "-m", f"benchmarks.{part}", *options], check=True)
+    subprocess.run([sys.executable, "-m", *f"benchmarks.{part}".split()], check=True)
