@@ -1,32 +1,10 @@
-"""The checks of notebook 02: solutions pass, stubs wait, and each plausible mistake gets its own hint."""
+"""The checks of notebook 02: each plausible mistake gets its own hint."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dpo_kit.exercises import loss_and_gradient as checks
-
-TWIN = "02_loss_and_gradient.py"
-EXERCISES = {
-    "my_completion_mask": checks.check_completion_mask,
-    "my_completion_logps": checks.check_completion_logps,
-    "my_dpo_gradient": checks.check_dpo_gradient,
-    "my_simpo_loss": checks.check_simpo_loss,
-}
-MODULES = {"torch": torch, "F": F, "exercises": checks}
-
-
-def test_notebook_and_solutions_have_the_same_exercises(stubs, solutions):
-    assert set(stubs) == set(solutions) == set(EXERCISES)
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes_and_the_stub_waits(name, stubs, solutions):
-    solved, waiting = EXERCISES[name](solutions[name]), EXERCISES[name](stubs[name])
-    assert solved.passed, solved.message
-    assert repr(solved).startswith("right:")
-    assert not waiting.passed
-    assert repr(waiting).startswith("not yet:")
 
 
 def positions(width):

@@ -1,4 +1,4 @@
-"""The checks of notebook 01: solutions pass, stubs wait, and each plausible mistake gets its own hint."""
+"""The checks of notebook 01: each plausible mistake gets its own hint."""
 
 import math
 
@@ -7,42 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.exercises import paper_math
-
-TWIN = "01_paper_math.py"
-EXERCISES = {
-    "my_optimal_policy": paper_math.check_optimal_policy,
-    "my_dpo_loss": paper_math.check_dpo_loss,
-    "my_sequence_kl": paper_math.check_sequence_kl,
-    "my_gap_at_optimum": paper_math.check_gap_at_optimum,
-}
-MODULES = {"math": math, "torch": torch, "F": F}
-
-
-def test_notebook_and_solutions_have_the_same_exercises(stubs, solutions):
-    assert set(stubs) == set(solutions) == set(EXERCISES)
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes_and_the_stub_waits(name, stubs, solutions):
-    solved, waiting = EXERCISES[name](solutions[name]), EXERCISES[name](stubs[name])
-    assert solved.passed, solved.message
-    assert repr(solved).startswith("right:")
-    assert not waiting.passed
-    assert repr(waiting).startswith("not yet:")
-
-
-def unwritten(*_):
-    raise NotImplementedError
-
-
-def broken(*_):
-    raise ZeroDivisionError("division by zero")
-
-
-@pytest.mark.parametrize("check", EXERCISES.values())
-def test_code_that_raises_is_reported_and_not_raised(check):
-    assert check(unwritten).message.startswith("not yet:")
-    assert "ZeroDivisionError: division by zero" in check(broken).message
 
 
 def gap(a):

@@ -1,4 +1,4 @@
-"""The checks of notebook 05: solutions pass, stubs wait, and each plausible mistake gets its own hint."""
+"""The checks of notebook 05: what they want is what libraries make, and each plausible mistake gets its own hint."""
 
 import pytest
 import torch
@@ -7,23 +7,6 @@ from torch import nn
 
 from dpo_kit.exercises import qlora_dpo as checks
 from dpo_kit.training.branches import Branches
-
-TWIN, MODULES = "05_qlora_dpo.py", {}
-EXERCISES = {
-    "my_merge": checks.check_merge,
-    "my_newest": checks.check_newest,
-    "my_saving": checks.check_saving,
-}
-
-
-def test_notebook_and_solutions_have_the_same_exercises(stubs, solutions):
-    assert set(stubs) == set(solutions) == set(EXERCISES)
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes_and_the_stub_waits(name, stubs, solutions):
-    assert EXERCISES[name](solutions[name]).passed
-    assert EXERCISES[name](stubs[name]).message.startswith("not yet:")
 
 
 def test_the_merge_that_is_wanted_is_pefts():

@@ -1,4 +1,4 @@
-"""The checks of notebook 03: solutions pass, stubs wait, and each plausible mistake gets its own hint."""
+"""The checks of notebook 03: what they want is what libraries make, and each plausible mistake gets its own hint."""
 
 import bitsandbytes as bnb
 import pytest
@@ -6,24 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.exercises import sft_reference as checks
-
-TWIN = "03_sft_reference.py"
-EXERCISES = {
-    "my_rounding": checks.check_rounding,
-    "my_adapter_size": checks.check_adapter_size,
-    "my_sft_loss": checks.check_sft_loss,
-}
-MODULES = {"torch": torch, "F": F}
-
-
-def test_notebook_and_solutions_have_the_same_exercises(stubs, solutions):
-    assert set(stubs) == set(solutions) == set(EXERCISES)
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes_and_the_stub_waits(name, stubs, solutions):
-    assert EXERCISES[name](solutions[name]).passed
-    assert EXERCISES[name](stubs[name]).message.startswith("not yet:")
 
 
 def test_the_rounding_that_is_wanted_is_that_of_bitsandbytes():

@@ -1,22 +1,9 @@
+"""The checks of notebook 00: each plausible mistake gets its own hint."""
+
 import pytest
 
 from dpo_kit.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.triage.incidents import SEVERITIES, severity
-
-
-def stub(*arguments): ...
-
-
-def test_solutions_pass():
-    assert check_severity(severity).passed
-    assert check_decisive_win_rate(lambda wins, ties, losses: wins / (wins + losses)).passed
-
-
-@pytest.mark.parametrize("check", [check_severity, check_decisive_win_rate])
-def test_an_empty_stub_is_not_yet(check):
-    verdict = check(stub)
-    assert not verdict.passed
-    assert verdict.message.startswith("not yet")
 
 
 def strict(impact, share):
