@@ -273,10 +273,9 @@ class FastDPOTrainer(DPOTrainer):
         if self.why_stock is not None or self.max_tokens is None or MIX_PAIRS & set(self.loss_types):
             return [list(range(pairs))]
         sizes = Branches.of(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()).sizes.numpy()
+        longest_first = np.argsort(-sizes, kind="stable").tolist()
         groups: list[list[int]] = []
-        for pair in np.argsort(
-            -sizes, kind="stable"
-        ).tolist():  # the longest first, each into the first group with room
+        for pair in longest_first:  # each into the first group with room
             room = (group for group in groups if sizes[[*group, pair]].sum() <= self.max_tokens)
             group = next(room, None)
             if group is None:
@@ -295,15 +294,10 @@ def take(inputs: dict[str, Tensor], pairs: list[int]) -> dict[str, Tensor]:
 
 def _merge(metrics: dict[str, list[float]], parts: list[dict[str, Tensor]]) -> None:
     """Replace what the groups logged by the batch's mean: over pairs, or over tokens where TRL averages over those."""
-    chosen, rejected = np.array(
-        [[int(half[:, 1:].sum()) for half in part["completion_mask"].chunk(2)] for part in parts]
-    ).T
-    by_tokens = {
-        "entropy": chosen + rejected,
-        "logits/chosen": chosen,
-        "mean_token_accuracy": chosen,
-        "logits/rejected": rejected,
-    }
+    scored = [[int(half[:, 1:].sum()) for half in part["completion_mask"].chunk(2)] for part in parts]
+    chosen, rejected = np.array(scored).T
+    by_tokens = {"logits/chosen": chosen, "logits/rejected": rejected, "mean_token_accuracy": chosen}
+    by_tokens["entropy"] = chosen + rejected
     pairs = np.array([len(part["input_ids"]) for part in parts])
     for name, values in metrics.items():
         weights = by_tokens.get(name, pairs)
