@@ -5,6 +5,7 @@ nothing else to do; it takes the better part of an hour on two cores. Each part 
 the steps are kept in `runs/`.
 """
 
+import os
 import subprocess
 import sys
 
@@ -17,4 +18,5 @@ PARTS = {
 
 for title, part in PARTS.items():
     print(f"\n## {title}\n", flush=True)
-    subprocess.run([sys.executable, "-m", *f"benchmarks.{part}".split()], check=True)
+    command = [sys.executable, "-m", *f"benchmarks.{part}".split()]
+    subprocess.run(command, check=True, env=os.environ | {"TQDM_DISABLE": "1"})  # a table is no place for progress bars

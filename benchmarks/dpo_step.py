@@ -5,7 +5,8 @@
 One call measures one cell of the table: a model shape with random weights and a profile of lengths P:C:R. Every arm
 runs in a fresh process on the same pairs in the same order, arms interleaved ABBA, so that a slow spell of the machine
 meets all of them; ratios are taken within a round. First, in fp32, every arm must give TRL's loss, log-probs and
-gradient; the call fails otherwise. The best stock is found by a sweep over its microbatch and autocast.
+gradient; the call fails otherwise. The best stock is found by a sweep over its microbatch and autocast. Ours may use
+no more memory than that: where it would, the activations of as few layers as that takes are computed again.
 """
 
 import argparse
@@ -68,7 +69,7 @@ SHAPES = {
             "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
             "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
         },
-        "bfloat16", False, 512, 240,
+        "bfloat16", False, 1024, 240,
     ),
     "qwen3-0.6b": qwen3(1024, 3072, 28, 16, 8),
     "qwen3-4b": qwen3(2560, 9728, 36, 32, 8),
@@ -126,8 +127,8 @@ def build_model(shape: Shape, dtype: str):
     return get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
 
 
-def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast: bool, checkpointing: bool, precomputed: bool):
-    """TRL's trainer or ours, without data: steps are fed by hand."""
+def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast, checkpointing, precomputed, layers=None):
+    """TRL's trainer or ours, without data: steps are fed by hand. `layers`: how many checkpointing is for, in ours."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -136,7 +137,7 @@ def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast: bool, checkpo
     from dpo_kit.training.fast import FastDPOTrainer
 
     fast = arm.startswith("fast")
-    own = {"max_tokens": 1 if arm == "fast_single" else shape.max_tokens} if fast else {}
+    own = {"max_tokens": 1 if arm == "fast_single" else shape.max_tokens, "checkpoint_layers": layers} if fast else {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = (FastDPOTrainer if fast else DPOTrainer)(
             build_model(shape, dtype),
@@ -219,8 +220,13 @@ def settings(arm: str, shape: Shape, best: dict) -> dict:
     """How the arm's trainer is set up in the timed runs."""
     if arm == "stock":
         return {"dtype": "float32", "autocast": False, "checkpointing": True, "precomputed": False}
-    autocast = best["autocast"] if arm == "best_stock" else False
-    return {"dtype": shape.dtype, "autocast": autocast, "checkpointing": False, "precomputed": arm != "fast_cold"}
+    if arm == "best_stock":
+        return {"dtype": shape.dtype, "autocast": best["autocast"], "checkpointing": False, "precomputed": True}
+    layers = best.get("layers", 0) if arm != "fast_cold" else 0  # TRL's own reference forward would switch on all
+    return {
+        "dtype": shape.dtype, "autocast": False, "checkpointing": layers > 0, "precomputed": arm != "fast_cold",
+        "layers": layers or None,
+    }  # fmt: skip
 
 
 def step(trainer, rows: list[dict], microbatch: int) -> None:
@@ -380,6 +386,8 @@ def main() -> None:
     print(f"in fp32 all arms agree: log-probs to {max(apart.values()):.1e}, loss and gradient asserted", flush=True)
     best = _child(arguments, "sweep")
     print(f"best stock: microbatch {best['microbatch']}, autocast {best['autocast']}", flush=True)
+    best["layers"] = fewest_layers(arguments, best)
+    print(f"ours: activations of {best['layers']} layers computed again, to need no more memory", flush=True)
     rows = []
     for number in range(arguments.rounds):
         for arm in arguments.arms[:: 1 if number % 2 == 0 else -1]:
@@ -394,6 +402,16 @@ def main() -> None:
     print(table(rows))
     if arguments.json:
         write_atomically(arguments.json, json.dumps(rows, indent=1) + "\n")
+
+
+def fewest_layers(arguments: argparse.Namespace, best: dict) -> int:
+    """How many layers ours must checkpoint to peak below best stock; one more than a straight line through two says."""
+
+    def peak(arm: str, layers: int = 0) -> float:
+        return _child(arguments, arm, best | {"layers": layers})["peak_memory_mb"]
+
+    too_much = peak("fast") - peak("best_stock")
+    return 0 if too_much <= 0 else 1 + math.ceil(10 * too_much / (peak("fast") - peak("fast", layers=10)))
 
 
 def table(rows: list[dict]) -> str:

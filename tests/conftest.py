@@ -8,12 +8,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.triage.reports import draw_prompts
 from tests.canary import CANARY, VARIABLES, assert_no_canary
 
 os.environ |= dict.fromkeys(VARIABLES, CANARY)  # no test and no notebook may write a key anywhere
+settings.register_profile("untimed", deadline=None)  # a slow machine is no wrong answer
+settings.load_profile("untimed")
 WRITTEN = [ROOT / "notebooks", ROOT / "runs"]
 
 SMALL = {

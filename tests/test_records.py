@@ -3,7 +3,7 @@ import json
 
 import pytest
 from datasets import load_dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
@@ -199,7 +199,6 @@ def mutated(draw):
     return bytes(raw)
 
 
-@settings(deadline=None)
 @given(st.lists(mutated() | st.binary(max_size=40) | JSON.map(lambda v: json.dumps(v).encode()), max_size=4))
 def test_every_line_is_good_or_in_quarantine_and_none_is_lost(tmp_path_factory, lines):
     folder = tmp_path_factory.getbasetemp()

@@ -548,7 +548,7 @@ def disturbed(draw):
     return bytes(raw)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(disturbed(), min_size=1, max_size=3),
     st.sampled_from(["jsonl", "json", "csv"]),

@@ -84,7 +84,7 @@ def test_aligned_takes_what_both_judged_and_kappa_is_the_one_worked_by_hand(stor
     assert aligned(store.verdicts("bob"), judge) == (["a", "a", "b", "b", "a"], ["a"] * 5)
 
 
-@settings(max_examples=25, deadline=None)  # each flushes to the disk
+@settings(max_examples=25)  # each flushes to the disk
 @given(st.text(st.characters(), max_size=20), st.text(st.characters(), max_size=20))
 def test_any_text_comes_back_as_it_was(tmp_path_factory, text, note):
     prompt = Prompt(id="p", messages=(Message(role="user", content=text),), facts={"n": 1})

@@ -155,13 +155,13 @@ def test_a_passing_fault_is_waited_out(client, server, fault):
 
 def test_a_server_that_does_not_answer_in_time_is_asked_again_and_then_given_up(server, tmp_path, request):
     for kind in KINDS:
-        client = make_client(kind, server, tmp_path / kind, timeout_seconds=0.2)
+        client = make_client(kind, server, tmp_path / kind, timeout_seconds=0.5)
         server.script = [hangs]
         assert llm_judge(client)(PROMPT, "4", "5").winner == "a"
         server.script = [hangs] * 3
         found = llm_judge(client)(PROMPT, "4", "6")
         assert (found.winner, client.waits) == ("unjudged", [1, 1, 2])
-        assert "no reply within 0.2 s, after 3 of 3 attempts" in found.reason
+        assert "no reply within 0.5 s, after 3 of 3 attempts" in found.reason
 
 
 def test_attempts_are_bounded_and_the_sdk_adds_none_of_its_own(client, server):

@@ -42,7 +42,7 @@ def test_optimal_policy_worked_by_hand():
 
 
 @given(worlds())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_no_policy_beats_the_optimal_one(world):
     ref, rewards, beta = world
     best = objective(optimal_policy(ref, rewards, beta), ref, rewards, beta)
@@ -52,7 +52,7 @@ def test_no_policy_beats_the_optimal_one(world):
 
 
 @given(worlds())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_numerical_optimisation_finds_the_closed_form(world):
     ref, rewards, beta = world
     found = minimise(lambda logits: -objective(logits.softmax(-1), ref, rewards, beta).sum(), ref.log()).softmax(-1)
@@ -60,7 +60,7 @@ def test_numerical_optimisation_finds_the_closed_form(world):
 
 
 @given(worlds())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_implicit_reward_is_the_reward_up_to_log_z(world):
     ref, rewards, beta = world
     implied = implicit_reward(optimal_policy(ref, rewards, beta), ref, beta)
@@ -69,7 +69,7 @@ def test_implicit_reward_is_the_reward_up_to_log_z(world):
 
 
 @given(worlds(), st.floats(-5, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_constant_added_to_a_prompts_rewards_changes_nothing_that_can_be_seen(world, constant):
     ref, rewards, beta = world
     moved = rewards + torch.tensor([[constant], [0.0]]).double()
@@ -78,14 +78,14 @@ def test_a_constant_added_to_a_prompts_rewards_changes_nothing_that_can_be_seen(
 
 
 @given(worlds())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bradley_terry_in_both_orders_adds_to_one(world):
     preferences = bradley_terry(world[1])
     torch.testing.assert_close(preferences + preferences.transpose(-1, -2), torch.ones_like(preferences))
 
 
 @given(worlds())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_the_minimum_of_the_expected_dpo_loss_is_the_optimal_policy(world):
     ref, rewards, beta = world
     wins = bradley_terry(rewards)
@@ -94,7 +94,7 @@ def test_the_minimum_of_the_expected_dpo_loss_is_the_optimal_policy(world):
 
 
 @given(worlds())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_expected_loss_is_the_mean_of_dpo_loss_over_listed_pairs(world):
     """Counts 3 : 1 for one pair of answers, 2 for another, against the same six pairs put through `dpo_loss`."""
     ref, rewards, beta = world
@@ -143,7 +143,7 @@ def test_sampled_wins_tend_to_the_preferences():
 
 
 @given(worlds(prompts=1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_plackett_luce_is_a_distribution_over_rankings(world):
     rankings = torch.tensor(list(permutations(range(4))))
     assert plackett_luce(world[1], rankings).exp().sum().item() == pytest.approx(1)

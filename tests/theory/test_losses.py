@@ -134,7 +134,7 @@ four = st.tuples(finite_logps, finite_logps, finite_logps, finite_logps)
 
 
 @given(four)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_swapping_chosen_and_rejected_negates_the_margin(batch):
     chosen, rejected, ref_chosen, ref_rejected = batch
     values, *rewards = LOSSES["dpo"](*batch)
@@ -146,7 +146,7 @@ def test_swapping_chosen_and_rejected_negates_the_margin(batch):
 
 
 @given(four, st.floats(-50, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_prompt_tokens_in_the_sum_move_rewards_but_not_the_loss(batch, prompt_logp):
     """A mask that takes in the prompt adds the same log-prob to both answers; only rewards can tell."""
     chosen, rejected, *_ = batch
@@ -157,7 +157,7 @@ def test_prompt_tokens_in_the_sum_move_rewards_but_not_the_loss(batch, prompt_lo
 
 
 @given(st.sampled_from(PAIRED), four)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_batch_is_its_examples_one_by_one(name, batch):
     """Nothing is reduced. The sorted losses and the token mean of SFT do look at the whole batch, and say so."""
     if name in {"aot", "aot_unpaired", "sft"}:
@@ -170,7 +170,7 @@ def test_a_batch_is_its_examples_one_by_one(name, batch):
 
 
 @given(st.floats(0.05, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_ipos_minimum_is_at_half_over_tau(tau):
     def loss(gap):
         return LOSSES["ipo"](gap, gap * 0, gap * 0, gap * 0, beta=tau)[0].sum()
@@ -180,7 +180,7 @@ def test_ipos_minimum_is_at_half_over_tau(tau):
 
 
 @given(st.floats(0.02, 0.45), st.floats(0.2, 2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_cdpos_minimum_is_at_the_logit_of_the_label_noise(epsilon, beta):
     def loss(gap):
         return LOSSES["cdpo"](gap, gap * 0, gap * 0, gap * 0, beta=beta, label_smoothing=epsilon)[0].sum()
@@ -190,7 +190,7 @@ def test_cdpos_minimum_is_at_the_logit_of_the_label_noise(epsilon, beta):
 
 
 @given(four, st.floats(0, 0.45))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_robust_dpo_averaged_over_flipped_labels_is_clean_dpo(batch, epsilon):
     chosen, rejected, ref_chosen, ref_rejected = batch
     clean, *_ = LOSSES["dpo"](*batch)

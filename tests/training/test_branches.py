@@ -17,7 +17,7 @@ pairs_of_sequences = st.lists(
 
 
 @given(pairs_of_sequences)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_layout_holds_every_token_once_and_every_sequence_whole(pairs):
     sequences = [torch.tensor(s) for s in [c for c, _ in pairs] + [r for _, r in pairs]]
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
