@@ -405,13 +405,16 @@ def main() -> None:
 
 
 def fewest_layers(arguments: argparse.Namespace, best: dict) -> int:
-    """How many layers ours must checkpoint to peak below best stock; one more than a straight line through two says."""
+    """How many layers ours must checkpoint to peak no higher than best stock, tried a tenth of them at a time."""
 
     def peak(arm: str, layers: int = 0) -> float:
         return _child(arguments, arm, best | {"layers": layers})["peak_memory_mb"]
 
-    too_much = peak("fast") - peak("best_stock")
-    return 0 if too_much <= 0 else 1 + math.ceil(10 * too_much / (peak("fast") - peak("fast", layers=10)))
+    config = SHAPES[arguments.model].config
+    if "path" in config:
+        config = json.loads((ROOT / config["path"] / "config.json").read_text())
+    layers, most = config["num_hidden_layers"], peak("best_stock")
+    return next((n for n in range(0, layers, max(1, layers // 10)) if peak("fast", n) <= most), layers)
 
 
 def table(rows: list[dict]) -> str:
