@@ -127,7 +127,16 @@ def build_model(shape: Shape, dtype: str):
     return get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
 
 
-def build_trainer(arm: str, shape: Shape, dtype: str, *, autocast, checkpointing, precomputed, layers=None):
+def build_trainer(
+    arm: str,
+    shape: Shape,
+    dtype: str,
+    *,
+    autocast: bool,
+    checkpointing: bool,
+    precomputed: bool,
+    layers: int | None = None,
+):
     """TRL's trainer or ours, without data: steps are fed by hand. `layers`: how many checkpointing is for, in ours."""
     import torch
     from datasets import Dataset
@@ -220,13 +229,12 @@ def settings(arm: str, shape: Shape, best: dict) -> dict:
     """How the arm's trainer is set up in the timed runs."""
     if arm == "stock":
         return {"dtype": "float32", "autocast": False, "checkpointing": True, "precomputed": False}
+    how = {"dtype": shape.dtype, "autocast": False, "checkpointing": False, "precomputed": arm != "fast_cold"}
     if arm == "best_stock":
-        return {"dtype": shape.dtype, "autocast": best["autocast"], "checkpointing": False, "precomputed": True}
-    layers = best.get("layers", 0) if arm != "fast_cold" else 0  # TRL's own reference forward would switch on all
-    return {
-        "dtype": shape.dtype, "autocast": False, "checkpointing": layers > 0, "precomputed": arm != "fast_cold",
-        "layers": layers or None,
-    }  # fmt: skip
+        return how | {"autocast": best["autocast"]}
+    if arm != "fast_cold" and best.get("layers"):  # with references each step TRL would switch all layers on
+        return how | {"checkpointing": True, "layers": best["layers"]}
+    return how
 
 
 def step(trainer, rows: list[dict], microbatch: int) -> None:

@@ -6,6 +6,11 @@ from dpo_kit.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.triage.incidents import SEVERITIES, severity
 
 
+def test_solutions_pass():
+    assert check_severity(severity).passed
+    assert check_decisive_win_rate(lambda wins, ties, losses: wins / (wins + losses)).passed
+
+
 def strict(impact, share):
     return {5: "SEV1", 4: "SEV1", 3: "SEV2", 2: "SEV3"}.get(impact + (share > 10) + (share > 40), "SEV4")
 
