@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.exercises import Verdict, verdict_on
+from dpo_kit.models.logprobs import exact_kl
 from dpo_kit.theory import exact
-from dpo_kit.theory.divergences import exact_kl
 from dpo_kit.theory.losses import dpo_loss
 
 

@@ -2,7 +2,7 @@
 
 Three ways to the same number, KL(p || q) = E_{y~p} log p(y)/q(y):
 
-- `exact_kl` sums over the vocabulary at each position. No variance; needs both models' logits.
+- `models.logprobs.exact_kl` sums over the vocabulary at each position. No variance; needs both models' logits.
 - `k1`, `k2`, `k3` look only at log-ratios of samples. The samples must come from p: log-ratios on a dataset's
   chosen and rejected answers are not a KL, whatever the plot's label says.
 - `F_DIVERGENCES` generalises the KL; each member changes which reward a policy stands for (f-DPO, arXiv 2309.16240).
@@ -18,24 +18,6 @@ from torch import Tensor
 
 # exp of more than this leaves fp32, and inf - inf is nan; the value TRL clamps its alpha divergence at.
 MAX_EXPONENT = 80.0
-
-
-def exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
-    """Per-token KL(p || q) in nats, summed over the vocabulary.
-
-    `logits_p` and `logits_q` are (B, T, V), `mask` is (B, T), bool or int. Returns (B, T), zero where the mask is 0,
-    in float32 (float64 for float64 logits). With p the policy, q its reference and y sampled from p, the sum over
-    a row is an unbiased and low-variance estimate of the sequence KL (arXiv 2504.10637).
-
-    Positions outside the mask are never read, so that prompts cost nothing and padding may hold anything.
-    """
-    kept = mask.bool()
-    dtype = torch.promote_types(logits_p.dtype, torch.float32)
-    log_p = F.log_softmax(logits_p[kept].to(dtype), dim=-1)  # (N, V)
-    log_q = F.log_softmax(logits_q[kept].to(dtype), dim=-1)
-    log_ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)  # 0 log 0 = 0
-    kl = torch.zeros(mask.shape, dtype=dtype, device=logits_p.device)
-    return kl.masked_scatter(kept, (log_p.exp() * log_ratio).sum(dim=-1))
 
 
 def k1(logps_p: Tensor, logps_q: Tensor) -> Tensor:

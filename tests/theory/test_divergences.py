@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from dpo_kit.theory.divergences import F_DIVERGENCES, alpha_divergence, exact_kl, k1, k2, k3
+from dpo_kit.models.logprobs import exact_kl
+from dpo_kit.theory.divergences import F_DIVERGENCES, alpha_divergence, k1, k2, k3
 from dpo_kit.theory.exact import kl
 
 torch.manual_seed(0)
