@@ -442,7 +442,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _ratios(rows: list[dict], arm: str, peer: str) -> str:
-    from dpo_kit.views.fast_figures import ratios  # not in the processes that are measured
+    from dpo_kit.workbook.figures.fast import ratios  # not in the processes that are measured
 
     found = ratios(rows, rows[0]["model"], rows[0]["lengths"], arm, peer)
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})" if found else ""

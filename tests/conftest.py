@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -47,6 +48,37 @@ def small_run(small_profile, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "small"
     report = run(small_profile, workdir, seed=0, say=lambda line: None)
     return workdir, small_profile, report
+
+
+@pytest.fixture(scope="session")
+def comparison(incidents):
+    """A comparison without a model, on 120 prompts: people in a hurry against more careful ones.
+
+    Prompts, responses, the report's data, its rows, and a log of a training.
+    """
+    from dpo_kit.evaluation.comparison import compare, first_answers
+    from dpo_kit.evaluation.controls import run_controls
+    from dpo_kit.preferences.judging import both_orders, by_score
+    from dpo_kit.training.metrics_log import read_log
+    from dpo_kit.triage import rubric
+    from dpo_kit.triage.demonstrations import Noise, demonstrate
+    from dpo_kit.views.report import summarize
+
+    prompts = incidents[:120]
+    responses = []
+    for seed, (arm, rate) in enumerate({"base": 0.9, "sft": 0.5, "dpo": 0.15}.items()):
+        noise = Noise(
+            wrong_severity=rate, invented_fact=rate, wrong_action=rate / 2, broken_format=rate / 2, rambling=0.1
+        )
+        made = demonstrate(prompts, noise, seed)
+        responses += [r.model_copy(update={"arm": arm, "temperature": 1.0, "seed": seed}) for r in made]
+    judge = both_orders(by_score(rubric.overall, "rubric"))
+    compared = compare(prompts, responses, rubric.score, judge)
+    controls = run_controls(*first_answers(prompts, responses), judge)
+    how = {"seed": 0, "sampling": "sampled at temperature 1", "controls": controls.to_data()}
+    data = summarize(compared, **how, refusal=controls.refusal)
+    log = read_log(ROOT / "data" / "runs" / "tiny" / "dpo_log.jsonl")
+    return SimpleNamespace(prompts=prompts, responses=responses, data=data, rows=compared["per_prompt"], log=log)
 
 
 @pytest.fixture(scope="session")

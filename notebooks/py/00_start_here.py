@@ -36,7 +36,6 @@ from textwrap import fill
 from IPython.display import Markdown
 
 from dpo_kit import pipeline
-from dpo_kit.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.machine import describe_machine
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Response, read_pairs, read_records
@@ -47,6 +46,7 @@ from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.views.figures import differences, three_arms, training_curves
 from dpo_kit.views.style import show
 from dpo_kit.views.tables import markdown_table, pairwise_sentence
+from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.workspace import Workspace, default_workdir
 
 # %% [markdown]

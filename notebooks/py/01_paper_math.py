@@ -31,15 +31,21 @@ from itertools import permutations
 import torch
 import torch.nn.functional as F
 
-from dpo_kit.exercises.paper_math import check_dpo_loss, check_gap_at_optimum, check_optimal_policy, check_sequence_kl
-from dpo_kit.theory import exact
-from dpo_kit.theory.descent import descend, minimise
-from dpo_kit.theory.divergences import exact_kl, k1, k2, k3
-from dpo_kit.theory.losses import LOSSES, dpo_loss
-from dpo_kit.theory.reinforce import reinforce
-from dpo_kit.theory.sequences import SequenceWorld
+from dpo_kit.models.logprobs import exact_kl
 from dpo_kit.views.style import show
-from dpo_kit.views.theory_figures import Slider, explore, frontier, lines, loss_well, policies
+from dpo_kit.workbook.exercises.paper_math import (
+    check_dpo_loss,
+    check_gap_at_optimum,
+    check_optimal_policy,
+    check_sequence_kl,
+)
+from dpo_kit.workbook.figures.theory import Slider, explore, frontier, lines, loss_well, policies
+from dpo_kit.workbook.theory import exact
+from dpo_kit.workbook.theory.descent import descend, minimise
+from dpo_kit.workbook.theory.divergences import k1, k2, k3
+from dpo_kit.workbook.theory.losses import LOSSES, dpo_loss
+from dpo_kit.workbook.theory.reinforce import reinforce
+from dpo_kit.workbook.theory.sequences import SequenceWorld
 
 torch.set_default_dtype(torch.float64)  # equalities then hold to about twelve digits
 torch.manual_seed(0)
@@ -524,7 +530,7 @@ show(figure, "A two-humped target, a reverse-KL fit on its larger hump, and a wi
 # %% [markdown]
 # The reverse KL ignores what the policy never does; the forward KL punishes every response of the target that the
 # policy cannot give. SFT minimises a forward KL to its data; RLHF and DPO are priced in the reverse one. Variants of
-# DPO for other divergences are `f_dpo_loss` in `dpo_kit.theory.losses`.
+# DPO for other divergences are `f_dpo_loss` in `dpo_kit.workbook.theory.losses`.
 #
 # ### Estimating it
 #

@@ -24,7 +24,7 @@
 # CPU, so a GPU changes nothing.
 
 # %%
-from dpo_kit import from_scratch  # isort: skip  (first, since it switches telemetry off before the libraries load)
+from dpo_kit.workbook import from_scratch  # isort: skip  (first: dpo_kit switches telemetry off before the libraries load)
 import inspect
 import math
 import tempfile
@@ -36,7 +36,6 @@ from peft import get_peft_model
 from transformers import PrinterCallback, logging
 from trl import DPOConfig, DPOTrainer
 
-from dpo_kit.exercises import loss_and_gradient as exercises
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import Arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
@@ -44,14 +43,15 @@ from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.preferences.judging import by_score
 from dpo_kit.preferences.sampling import make_pairs, sample_twice
 from dpo_kit.profiles import load_profile
-from dpo_kit.theory import descent, exact
-from dpo_kit.theory.losses import LOSSES, dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from dpo_kit.training.arguments import common_arguments
 from dpo_kit.triage import reports, rubric
-from dpo_kit.views.loss_figures import before_and_after, loss_and_pull, loss_with_pull, pulls_on_pairs
 from dpo_kit.views.style import show
-from dpo_kit.views.theory_figures import Slider, explore, lines
-from dpo_kit.views.token_view import show_mask, show_values
+from dpo_kit.workbook.exercises import loss_and_gradient as exercises
+from dpo_kit.workbook.figures.loss import before_and_after, loss_and_pull, loss_with_pull, pulls_on_pairs
+from dpo_kit.workbook.figures.theory import Slider, explore, lines
+from dpo_kit.workbook.theory import descent, exact
+from dpo_kit.workbook.theory.losses import LOSSES, dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
+from dpo_kit.workbook.token_view import show_mask, show_values
 
 # %% [markdown]
 # ## 1. A model and pairs
@@ -584,8 +584,8 @@ for name, ref in (("a copy of the adapter", new_start), ("adapter off", referenc
 #
 # ## 10. The relatives
 #
-# Each is one function of log-probs in `dpo_kit.theory.losses`. We write each by hand and compare, on the log-probs of
-# our real pairs. Let $|y|$ be the number of tokens of an answer.
+# Each is one function of log-probs in `dpo_kit.workbook.theory.losses`. We write each by hand and compare, on the
+# log-probs of our real pairs. Let $|y|$ be the number of tokens of an answer.
 
 # %%
 policy_logps = [h + ref for h, ref in zip((h_w, h_l), joined(reference), strict=True)]

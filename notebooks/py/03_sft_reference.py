@@ -24,7 +24,7 @@
 # That makes it good at form, and a faithful copyist of every habit of those who wrote the demonstrations.
 
 # %%
-from dpo_kit import from_scratch  # isort: skip  (first, since it switches telemetry off before the libraries load)
+from dpo_kit.workbook import from_scratch  # isort: skip  (first: dpo_kit switches telemetry off before the libraries load)
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,7 +38,6 @@ from safetensors.torch import load_file, save_file
 from dpo_kit import pipeline
 from dpo_kit.errors import refusal
 from dpo_kit.evaluation.statistics import mean_interval
-from dpo_kit.exercises.sft_reference import LEVELS, check_adapter_size, check_rounding, check_sft_loss
 from dpo_kit.models.generation import Sampling, generate, stopping
 from dpo_kit.models.loading import Arms, frozen_identity, load_arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
@@ -47,17 +46,18 @@ from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response, read_pairs, read_records
-from dpo_kit.theory.losses import dpo_loss
 from dpo_kit.training.guards import BadRow
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.sft import train_sft
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.views.sft_figures import fault_rates, margins_at_start, moved, rounding
 from dpo_kit.views.style import show
-from dpo_kit.views.theory_figures import lines
-from dpo_kit.views.token_view import show_mask
+from dpo_kit.workbook.exercises.sft_reference import LEVELS, check_adapter_size, check_rounding, check_sft_loss
+from dpo_kit.workbook.figures.sft import fault_rates, margins_at_start, moved, rounding
+from dpo_kit.workbook.figures.theory import lines
+from dpo_kit.workbook.theory.losses import dpo_loss
+from dpo_kit.workbook.token_view import show_mask
 from dpo_kit.workspace import Workspace, default_workdir
 
 # %% [markdown]

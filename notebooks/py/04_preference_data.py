@@ -35,12 +35,6 @@ from transformers import AutoTokenizer
 
 from dpo_kit import pipeline
 from dpo_kit.evaluation.statistics import agreement, kappa, position_bias
-from dpo_kit.exercises.preference_data import (
-    check_collapse,
-    check_error_rate,
-    check_kappa,
-    check_split,
-)
 from dpo_kit.models.generation import stopping
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.annotate import annotate
@@ -57,8 +51,14 @@ from dpo_kit.records import Response, read_pairs, read_records, split_by_prompt,
 from dpo_kit.triage import rubric
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.views.audit_figures import audit_html, findings_bar, lengths, shortcuts
-from dpo_kit.views.preference_figures import judges_compared
 from dpo_kit.views.style import show
+from dpo_kit.workbook.exercises.preference_data import (
+    check_collapse,
+    check_error_rate,
+    check_kappa,
+    check_split,
+)
+from dpo_kit.workbook.figures.preference import judges_compared
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()

@@ -25,7 +25,7 @@
 # live view, guards, checkpoints, and proofs.
 
 # %%
-from dpo_kit import from_scratch  # isort: skip  (first, since it switches telemetry off before the libraries load)
+from dpo_kit.workbook import from_scratch  # isort: skip  (first: dpo_kit switches telemetry off before the libraries load)
 import json
 import shutil
 import tempfile
@@ -43,7 +43,6 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo_kit import pipeline
 from dpo_kit.errors import refusal
-from dpo_kit.exercises.qlora_dpo import check_merge, check_newest, check_saving
 from dpo_kit.files import hashes
 from dpo_kit.models import memory
 from dpo_kit.models.generation import Sampling, generate
@@ -58,9 +57,10 @@ from dpo_kit.training.fast import FastDPOTrainer
 from dpo_kit.training.metrics_log import read_log, timeless
 from dpo_kit.training.release import release_adapter
 from dpo_kit.views.dashboard import Dashboard
-from dpo_kit.views.fast_figures import cells, gain, speeds, step_rates
-from dpo_kit.views.qlora_figures import frontiers, memory_bars, paid
 from dpo_kit.views.style import show
+from dpo_kit.workbook.exercises.qlora_dpo import check_merge, check_newest, check_saving
+from dpo_kit.workbook.figures.fast import cells, gain, speeds, step_rates
+from dpo_kit.workbook.figures.qlora import frontiers, memory_bars, paid
 from dpo_kit.workspace import Workspace, default_workdir
 
 logging.set_verbosity_error()  # transformers says that dequantised weights are not the original ones: that is the point

@@ -51,7 +51,6 @@ from dpo_kit.evaluation.statistics import (
     sign_test_power,
     win_rate_at_k,
 )
-from dpo_kit.exercises.three_way_eval import check_holm, check_pairing, check_prompts_needed, check_sign_test
 from dpo_kit.jsonl import read_jsonl
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judging import both_orders, judge_all
@@ -62,8 +61,6 @@ from dpo_kit.records import Prompt, Response, read_records
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.evaluation_figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
-from dpo_kit.views.evaluation_lessons import rate_by_k, rates_compared, spread_by_size, verdict_shares
-from dpo_kit.views.reflection import reflection
 from dpo_kit.views.style import show
 from dpo_kit.views.tables import (
     arm_name,
@@ -77,7 +74,10 @@ from dpo_kit.views.tables import (
     power_sentence,
     short,
 )
-from dpo_kit.views.theory_figures import lines
+from dpo_kit.workbook.exercises.three_way_eval import check_holm, check_pairing, check_prompts_needed, check_sign_test
+from dpo_kit.workbook.figures.evaluation import rate_by_k, rates_compared, spread_by_size, verdict_shares
+from dpo_kit.workbook.figures.theory import lines
+from dpo_kit.workbook.reflection import reflection
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()

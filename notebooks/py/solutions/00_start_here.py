@@ -14,7 +14,7 @@
 # # 00 · Start here: solutions
 
 # %%
-from dpo_kit.exercises.start_here import check_decisive_win_rate, check_severity
+from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
 
 # %% [markdown]
 # **1.** The severity rule. `True` counts as 1, so the spread is a sum of two comparisons.

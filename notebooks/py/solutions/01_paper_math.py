@@ -21,7 +21,12 @@ import math
 
 import torch.nn.functional as F
 
-from dpo_kit.exercises.paper_math import check_dpo_loss, check_gap_at_optimum, check_optimal_policy, check_sequence_kl
+from dpo_kit.workbook.exercises.paper_math import (
+    check_dpo_loss,
+    check_gap_at_optimum,
+    check_optimal_policy,
+    check_sequence_kl,
+)
 
 # %% [markdown]
 # **1.** The optimal policy, Eq. 4. Rewards are divided by $\beta$; $Z(x)$ is summed over the responses to one prompt.

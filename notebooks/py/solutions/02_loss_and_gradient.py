@@ -20,7 +20,7 @@
 import torch
 import torch.nn.functional as F
 
-from dpo_kit.exercises.loss_and_gradient import (
+from dpo_kit.workbook.exercises.loss_and_gradient import (
     check_completion_logps,
     check_completion_mask,
     check_dpo_gradient,

@@ -17,7 +17,7 @@
 # decides.
 
 # %%
-from dpo_kit.exercises.sft_reference import check_adapter_size, check_rounding, check_sft_loss
+from dpo_kit.workbook.exercises.sft_reference import check_adapter_size, check_rounding, check_sft_loss
 
 # %% [markdown]
 # **1.** One block. The largest *size* and not the largest value, or negative weights would fall off the grid.

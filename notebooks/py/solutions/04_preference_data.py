@@ -16,7 +16,7 @@
 # %%
 from collections import Counter
 
-from dpo_kit.exercises.preference_data import check_collapse, check_error_rate, check_kappa, check_split
+from dpo_kit.workbook.exercises.preference_data import check_collapse, check_error_rate, check_kappa, check_split
 
 # %% [markdown]
 # **1.** Two orders, one verdict. Half a question is no question: an order without an answer leaves the pair unjudged.

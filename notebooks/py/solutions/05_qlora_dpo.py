@@ -17,7 +17,7 @@
 # decides.
 
 # %%
-from dpo_kit.exercises.qlora_dpo import check_merge, check_newest, check_saving
+from dpo_kit.workbook.exercises.qlora_dpo import check_merge, check_newest, check_saving
 
 # %% [markdown]
 # **1.** A merged layer. $A$ is $r$ by inputs, so its length is the rank.

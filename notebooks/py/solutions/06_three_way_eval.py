@@ -18,7 +18,7 @@ import math
 from itertools import accumulate
 from statistics import variance
 
-from dpo_kit.exercises.three_way_eval import check_holm, check_pairing, check_prompts_needed, check_sign_test
+from dpo_kit.workbook.exercises.three_way_eval import check_holm, check_pairing, check_prompts_needed, check_sign_test
 
 # %% [markdown]
 # **1.** What pairing saves. Where the scores of the two arms go up and down together the ratio is above 1; where they
