@@ -79,7 +79,7 @@ def main() -> int:
 def prepare(root: Path, pipe) -> None:
     """An SFT adapter and pairs sampled from it."""
     from dpo_kit.models.loading import load_arms
-    from dpo_kit.preferences.judging import by_score
+    from dpo_kit.preferences.judges import by_score
     from dpo_kit.preferences.sampling import make_pairs, sample_twice
     from dpo_kit.training.sft import train_sft
     from dpo_kit.triage import rubric

@@ -136,7 +136,7 @@ def _score(prompts: Sequence[Prompt]):
 def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Prompt]) -> tuple:
     """The judge in both orders, what rates single answers, and the settings of both."""
     from dpo_kit.pipeline import rubric_judge
-    from dpo_kit.preferences.llm_judges import JudgeClient, llm_score, make_judge
+    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score, make_judge
 
     kind = arguments.judge or profile.judge.kind
     if kind == "none":

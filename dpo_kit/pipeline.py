@@ -101,8 +101,8 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         from dpo_kit.models.answers import AnswerStore
         from dpo_kit.models.generation import stopping
         from dpo_kit.models.loading import load_arms
-        from dpo_kit.preferences.judging import by_coin
-        from dpo_kit.preferences.llm_judges import make_judge
+        from dpo_kit.preferences.judges import by_coin
+        from dpo_kit.preferences.judges.llm import make_judge
         from dpo_kit.preferences.sampling import make_pairs, sample_twice
 
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
@@ -228,7 +228,7 @@ def report(work: Workspace, profile: Profile, seed: int) -> dict:
     """Score, control and compare what lies in the workdir; writes `report.json`, `report.html` and `outcomes.jsonl`."""
     from dpo_kit.evaluation.comparison import compare, first_answers
     from dpo_kit.evaluation.controls import run_controls
-    from dpo_kit.preferences.judging import both_orders
+    from dpo_kit.preferences.judges import both_orders
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.views.report import summarize, write_report
 
@@ -262,7 +262,7 @@ def report(work: Workspace, profile: Profile, seed: int) -> dict:
 
 def rubric_judge():
     """The exact rubric as a judge of two answers."""
-    from dpo_kit.preferences.judging import by_score
+    from dpo_kit.preferences.judges import by_score
 
     return by_score(rubric.overall, "rubric")
 

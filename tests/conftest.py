@@ -58,7 +58,7 @@ def comparison(incidents):
     """
     from dpo_kit.evaluation.comparison import compare, first_answers
     from dpo_kit.evaluation.controls import run_controls
-    from dpo_kit.preferences.judging import both_orders, by_score
+    from dpo_kit.preferences.judges import both_orders, by_score
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.triage import rubric
     from dpo_kit.triage.demonstrations import Noise, demonstrate

@@ -156,7 +156,7 @@ def test_the_module_is_a_command_line():
 
 
 def test_no_pair_at_all_is_said(small_profile, tmp_path, monkeypatch):
-    from dpo_kit.preferences.judging import by_score
+    from dpo_kit.preferences.judges import by_score
 
     monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
     with pytest.raises(DpoKitError, match="gave no pair"):

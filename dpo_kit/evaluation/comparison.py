@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation import statistics
 from dpo_kit.evaluation.scoring import Rate, Score, checked, rate_all, same_judge
-from dpo_kit.preferences.judging import Judge, judge_all
+from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 
 ORDER = ("base", "sft", "dpo")  # the workbook's arms, as its tables show them

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.statistics import pairwise
-from dpo_kit.preferences.judging import Judge, judge_all
+from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import Prompt
 
 CHANCE = 0.001

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.answers import Answer, AnswerStore, Missing, answer_key
 from dpo_kit.models.generation import Sampling, respond, row_seed
-from dpo_kit.preferences.api_keys import key_variable, quotes_key, read_key
+from dpo_kit.preferences.judges.api_keys import key_variable, quotes_key, read_key
 from dpo_kit.records import Prompt, Response
 
 OTHERS_KEY = "DPO_KIT_ENDPOINT_KEY"

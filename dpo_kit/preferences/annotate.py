@@ -21,7 +21,7 @@ from IPython.display import display
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import someone_is_there
-from dpo_kit.preferences.judging import MIRROR
+from dpo_kit.preferences.judges import MIRROR
 from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from dpo_kit.preferences.judging import Judge, Unscorable, judge_all
+from dpo_kit.preferences.judges import Judge, Unscorable, judge_all
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 
 SAME = 1e-9

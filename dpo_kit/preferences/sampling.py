@@ -6,7 +6,7 @@ from typing import Protocol
 from dpo_kit.models.answers import AnswerStore
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import Arms
-from dpo_kit.preferences.judging import Judge, judge_all
+from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.profiles import PairSettings
 from dpo_kit.records import PreferencePair, Prompt, Response
 

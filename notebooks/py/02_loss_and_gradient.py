@@ -40,7 +40,7 @@ from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import Arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.tokens import pad_completions, prompt_ids
-from dpo_kit.preferences.judging import by_score
+from dpo_kit.preferences.judges import by_score
 from dpo_kit.preferences.sampling import make_pairs, sample_twice
 from dpo_kit.profiles import load_profile
 from dpo_kit.training.arguments import common_arguments

@@ -19,7 +19,7 @@ from dpo_kit.models import generation
 from dpo_kit.models.answers import Answer, AnswerStore, Missing
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.api_keys import NO_KEY
+from dpo_kit.preferences.judges.api_keys import NO_KEY
 from dpo_kit.records import Message, Prompt, Response, write_records
 from dpo_kit.workspace import Workspace
 

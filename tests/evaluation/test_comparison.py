@@ -3,7 +3,7 @@ from statsmodels.stats.multitest import multipletests
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.comparison import compare
-from dpo_kit.preferences.judging import by_score
+from dpo_kit.preferences.judges import by_score
 from dpo_kit.records import PreferencePair, Response, Verdict
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident

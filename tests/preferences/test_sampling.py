@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpo_kit.models.answers import AnswerStore
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.judging import Unscorable, by_score
+from dpo_kit.preferences.judges import Unscorable, by_score
 from dpo_kit.preferences.ranking import (
     all_pairs,
     best_against_worst,

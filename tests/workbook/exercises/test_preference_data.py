@@ -3,8 +3,8 @@
 import pytest
 
 from dpo_kit.evaluation.statistics import kappa
-from dpo_kit.preferences.judging import both_orders, by_score
-from dpo_kit.preferences.simulated import simulated
+from dpo_kit.preferences.judges import both_orders, by_score
+from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.records import Prompt, Verdict
 from dpo_kit.workbook.exercises.preference_data import (
     _error_rate,

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from dpo_kit.preferences.judge_prompt import BadReply, parse_closing_sentence, parse_reply
-from dpo_kit.preferences.judging import MIRROR, both_orders
+from dpo_kit.preferences.judges import MIRROR, both_orders
+from dpo_kit.preferences.judges.prompt import BadReply, parse_closing_sentence, parse_reply
 from dpo_kit.records import Message, Prompt, Verdict
 
 NAMES = {"1": "a", "2": "b"}

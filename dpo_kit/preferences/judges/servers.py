@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.api_keys import key_variable, quotes_key, read_key
-from dpo_kit.preferences.judge_prompt import Question
+from dpo_kit.preferences.judges.api_keys import key_variable, quotes_key, read_key
+from dpo_kit.preferences.judges.prompt import Question
 from dpo_kit.profiles import JudgeSettings
 
 VENDORS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judging import Judge, Unscorable, by_score
+from dpo_kit.preferences.judges import Judge, Unscorable, by_score
 from dpo_kit.records import Prompt
 
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_kit.preferences.judge_prompt import (
+from dpo_kit.preferences.judges import both_orders
+from dpo_kit.preferences.judges.prompt import (
     RULES,
     BadReply,
     compare_question,
@@ -24,7 +25,6 @@ from dpo_kit.preferences.judge_prompt import (
     quote,
     score_question,
 )
-from dpo_kit.preferences.judging import both_orders
 from dpo_kit.records import Message, Prompt, Verdict
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Why is the sky blue?"),))

@@ -10,8 +10,8 @@ from math import sqrt
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judging import MIRROR, both_orders, by_score
-from dpo_kit.preferences.simulated import simulated
+from dpo_kit.preferences.judges import MIRROR, both_orders, by_score
+from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.records import Message, Prompt, Verdict
 
 N = 4000

@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.api_keys import NO_KEY, key_variable, quotes_key, read_key
+from dpo_kit.preferences.judges.api_keys import NO_KEY, key_variable, quotes_key, read_key
 
 KEY = "sk-proj-0123456789abcdef"
 

@@ -12,13 +12,13 @@ from email.utils import format_datetime
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judge_calls import OVERHEAD, Budget, JudgeClient
-from dpo_kit.preferences.judging import both_orders, by_score, judge_all
-from dpo_kit.preferences.llm_judges import TOKEN, _comparison, estimate_cost, llm_judge, llm_score, make_judge
+from dpo_kit.preferences.judges import both_orders, by_score, judge_all
+from dpo_kit.preferences.judges.calls import OVERHEAD, Budget, JudgeClient
+from dpo_kit.preferences.judges.llm import TOKEN, _comparison, estimate_cost, llm_judge, llm_score, make_judge
 from dpo_kit.profiles import JudgeSettings, load_profile
 from dpo_kit.records import Message, Prompt
 from tests.canary import CANARY, assert_no_canary, plant
-from tests.preferences.judge_server import (
+from tests.preferences.judges.judge_server import (
     breaks_off,
     completion,
     drops,
@@ -267,7 +267,7 @@ def test_the_cache_misses_on_another_prompt_answer_order_server_api_question_or_
     with judge_server() as elsewhere:
         llm_judge(make_client("openai", elsewhere, tmp_path))(PROMPT, "4", "5")
     llm_judge(make_client("anthropic", server, tmp_path))(PROMPT, "4", "5")
-    monkeypatch.setattr("dpo_kit.preferences.judge_calls.PARSER_VERSION", -1)
+    monkeypatch.setattr("dpo_kit.preferences.judges.calls.PARSER_VERSION", -1)
     llm_judge(client)(PROMPT, "4", "5")
     assert len(cached(client)) == 9
     renamed = PROMPT.model_copy(update={"id": "another name for the same question"})

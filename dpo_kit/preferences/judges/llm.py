@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_kit.preferences.judge_calls import OVERHEAD, JudgeClient, Unanswered, dollars
-from dpo_kit.preferences.judge_prompt import (
+from dpo_kit.preferences.judges import Judge, both_orders
+from dpo_kit.preferences.judges.calls import OVERHEAD, JudgeClient, Unanswered, dollars
+from dpo_kit.preferences.judges.prompt import (
     CRITERIA,
     Question,
     compare_question,
@@ -17,8 +18,7 @@ from dpo_kit.preferences.judge_prompt import (
     parse_score,
     score_question,
 )
-from dpo_kit.preferences.judging import Judge, both_orders
-from dpo_kit.preferences.simulated import simulated
+from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.profiles import JudgeSettings
 from dpo_kit.records import Prompt, Verdict
 
@@ -38,7 +38,7 @@ def make_judge(settings: JudgeSettings, truth: Judge, cache: Path, seed: int = 0
         biases = {"position_bias": settings.position_bias, "length_bias": settings.length_bias}
         judge = simulated(truth, accuracy=settings.accuracy, **biases, seed=seed)
     elif settings.kind == "reward":
-        from dpo_kit.preferences.reward_model import reward_judge
+        from dpo_kit.preferences.judges.reward_model import reward_judge
 
         return reward_judge(settings.model, settings.margin)  # knows no order
     else:

@@ -19,7 +19,7 @@ contradicts itself on a share position_bias of the pairs, exactly what `both_ord
 import random
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judging import MIRROR, Judge
+from dpo_kit.preferences.judges import MIRROR, Judge
 from dpo_kit.records import Prompt, Verdict
 
 

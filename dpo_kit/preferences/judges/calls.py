@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
-from dpo_kit.preferences.judge_prompt import PARSER_VERSION, BadReply, Question
-from dpo_kit.preferences.judge_servers import Completion, Failed, Server
+from dpo_kit.preferences.judges.prompt import PARSER_VERSION, BadReply, Question
+from dpo_kit.preferences.judges.servers import Completion, Failed, Server
 from dpo_kit.profiles import JudgeSettings
 
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more is given up

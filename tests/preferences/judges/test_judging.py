@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judging import MIRROR, Unscorable, both_orders, by_coin, by_score, judge_all
+from dpo_kit.preferences.judges import MIRROR, Unscorable, both_orders, by_coin, by_score, judge_all
 from dpo_kit.preferences.sampling import make_pairs
 from dpo_kit.records import Message, Prompt, Response, Verdict
 from dpo_kit.triage import rubric
