@@ -128,7 +128,7 @@ def given_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """Read, audit and split the profile's pairs. Writes `pairs.jsonl`, `heldout.jsonl`, `audit.json`."""
 
     def build(folder: Path) -> None:
-        from dpo_kit.preferences.given import gather
+        from dpo_kit.preferences.external import gather
 
         trained, held_out, audit = gather(profile, folder / "quarantine.jsonl", seed, work.say)
         write_pairs(folder / "pairs.jsonl", trained)

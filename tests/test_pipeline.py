@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dpo_kit.__main__ import main
+from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.pipeline import run

@@ -19,7 +19,7 @@ from trl.trainer.utils import use_adapter
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
-from dpo_kit.models.origin import check_origin, write_origin
+from dpo_kit.models.identity import check_origin, write_origin
 from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.profiles import Profile
 

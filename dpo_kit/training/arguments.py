@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.models.origin import origin_of
+from dpo_kit.models.identity import origin_of
 from dpo_kit.profiles import DpoSettings, Profile, SftSettings
 
 datasets.disable_progress_bars()  # tokenising takes a second; our own bars show what takes longer

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
+from dpo_kit.models.identity import ORIGIN
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
-from dpo_kit.models.origin import ORIGIN
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, read_pairs

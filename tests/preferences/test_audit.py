@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from benchmarks import audit_faults
-from dpo_kit.__main__ import main
+from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.preferences.audit import audit_pairs, content, duplicates, labels, privacy, shortcuts
 from dpo_kit.profiles import ROOT

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.models.identity import origin_of
 from dpo_kit.models.loading import add_adapter, load_base
-from dpo_kit.models.origin import origin_of
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import PreferencePair, read_pairs
 from dpo_kit.training.checkpoints import Checkpoints
@@ -277,7 +277,7 @@ def test_an_adapter_on_another_base_is_refused(small_run, base, part, edits):
 
 def test_a_training_of_a_large_base_shows_in_a_sample_of_its_weights(base, monkeypatch):
     """As if files of any size were large: adapters merged into the linear layers move every such weight a little."""
-    monkeypatch.setattr("dpo_kit.models.origin.WHOLE", 0)
+    monkeypatch.setattr("dpo_kit.models.identity.WHOLE", 0)
     profile = base()
     model, _ = load_base(profile)
     before = origin_of(model)

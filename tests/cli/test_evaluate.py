@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dpo_kit.__main__ import main
+from dpo_kit.cli import main
 from dpo_kit.records import Response, write_records
 from dpo_kit.triage.incidents import Incident
 

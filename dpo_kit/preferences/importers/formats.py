@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_kit.preferences.annotation_exports import argilla, label_studio, lacks_argilla, lacks_label_studio
-from dpo_kit.preferences.fields import (
+from dpo_kit.preferences.importers.annotation_exports import argilla, label_studio, lacks_argilla, lacks_label_studio
+from dpo_kit.preferences.importers.columns import (
     NAMES,
     field,
     is_chat,

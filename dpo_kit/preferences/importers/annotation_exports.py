@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dpo_kit.preferences.fields import ANSWER, pair, prompt_messages, text_of, which
+from dpo_kit.preferences.importers.columns import ANSWER, pair, prompt_messages, text_of, which
 from dpo_kit.records import PreferencePair
 
 UNFINISHED = ("discarded", "draft", "pending", "missing")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import BadLine, reason, refuse_or_keep, write_quarantine
-from dpo_kit.preferences.formats import FORMATS, Outcome, Unpaired, is_read, pair_up
-from dpo_kit.preferences.row_files import Row, rows
+from dpo_kit.preferences.importers.formats import FORMATS, Outcome, Unpaired, is_read, pair_up
+from dpo_kit.preferences.importers.row_files import Row, rows
 from dpo_kit.records import PreferencePair
 
 LOOKED_AT = 50  # rows from which the format is found

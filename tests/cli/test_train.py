@@ -8,11 +8,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from dpo_kit.__main__ import main
+from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.pipeline import chosen_answers, run
-from dpo_kit.preferences.given import gather
+from dpo_kit.preferences.external import gather
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Response, read_pairs, read_records
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_jsonl
-from dpo_kit.preferences.fields import which
-from dpo_kit.preferences.formats import FORMATS, MOST_PAIRS, as_transcript
 from dpo_kit.preferences.importers import import_pairs
+from dpo_kit.preferences.importers.columns import which
+from dpo_kit.preferences.importers.formats import FORMATS, MOST_PAIRS, as_transcript
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, write_pairs
 
 QUESTIONS = [
