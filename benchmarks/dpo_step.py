@@ -157,7 +157,7 @@ def build_trainer(
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}]),
             processing_class=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base"), **own,
         )  # fmt: skip
-    if fast and trainer.why_stock:
+    if fast and trainer.stock_reason:
         raise SystemExit(f"the fast path does not apply: {trainer.why_stock}")
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()

@@ -81,7 +81,7 @@ def fuzz_pairs(folder: Path, data: bytes) -> None:
     """Our own file: every line is good or in quarantine, and the good ones come back."""
     path, aside, again = folder / "x.jsonl", folder / "aside.jsonl", folder / "again.jsonl"
     path.write_bytes(data)
-    good = read_pairs(path, aside, say=lambda said: None)
+    good = read_pairs(path, aside, log=lambda said: None)
     assert len(good) + len(read_jsonl(aside)) == sum(1 for _ in raw_lines(path)), "a line is lost"
     write_pairs(again, good)
     assert read_pairs(again) == good, "a pair changed on the way to disk"

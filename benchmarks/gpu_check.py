@@ -133,7 +133,7 @@ def capped_trainer(profile: Profile, config=None):
             processing_class=AutoTokenizer.from_pretrained(load_profile("tiny").model_path),
             max_tokens=profile.dpo.max_tokens,
         )  # fmt: skip
-    if trainer.why_stock:
+    if trainer.stock_reason:
         raise SystemExit(f"the fast path does not apply: {trainer.why_stock}")
     adapters_to_fp32(trainer.model)
     if profile.model.checkpointing:

@@ -119,7 +119,7 @@ def train(root: Path, folder: Path, pipe) -> None:
             0,
             held_out=pairs[PAIRS:],
             callbacks=[Begun(pipe)],
-            say=lambda line: said.write(line + "\n"),
+            log=lambda line: said.write(line + "\n"),
         )
 
 

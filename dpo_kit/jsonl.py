@@ -51,12 +51,12 @@ def read_lines(
     path: Path,
     parse: Callable[[dict[str, Any]], T],
     quarantine: Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[T]:
     """`parse` of every line's object. `parse` may raise ValueError, KeyError or TypeError to call a line bad.
 
     Without `quarantine` the first bad line raises DpoKitError, which names file and line. With it, the bad lines are
-    written there, `say` is told how many, and the good ones are returned. Blank lines are neither.
+    written there, `log` is told how many, and the good ones are returned. Blank lines are neither.
     """
     good: list[T] = []
     bad: list[BadLine] = []
@@ -69,7 +69,7 @@ def read_lines(
     if quarantine is not None:
         write_quarantine(quarantine, path, bad)
         if bad:
-            say(f"{path}: {len(bad)} of {len(good) + len(bad)} lines put aside in {quarantine}")
+            log(f"{path}: {len(bad)} of {len(good) + len(bad)} lines put aside in {quarantine}")
     return good
 
 

@@ -24,18 +24,18 @@ from dpo_kit.workspace import Workspace
 # The model stack takes seconds to import, and a run whose stages are all done needs none of it: stages import it.
 
 
-def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, say: Callable = print) -> dict:
+def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, log: Callable = print) -> dict:
     """Walk the whole path in `workdir` and write `report.json` and `report.html` there; returns the report's data.
 
     Stages that are done and verify are skipped; `fresh` builds all of them again.
     Raises DpoKitError for anything that the reader can put right.
     """
-    if profile.data.given:
+    if profile.data.external:
         raise DpoKitError(
             f"data.pairs = {profile.data.pairs!r} has no exact rubric to be compared by: use `train`, then `evaluate`; "
             "data.pairs = 'triage' is the workbook's own world"
         )
-    work = Workspace(workdir, profile.name, say)
+    work = Workspace(workdir, profile.name, log)
     if fresh:
         work.clear()
     for stage in (sft, pairs, dpo, evaluate):
@@ -44,13 +44,13 @@ def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, 
 
 
 def train(
-    profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, merge: bool = False, say: Callable = print
+    profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, merge: bool = False, log: Callable = print
 ) -> Path:
     """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
 
     Raises DpoKitError for anything that the reader can put right.
     """
-    work = Workspace(workdir, profile.name, say)
+    work = Workspace(workdir, profile.name, log)
     if fresh:
         work.clear()
     for stage in (sft, pairs, dpo):
@@ -68,7 +68,7 @@ def sft(work: Workspace, profile: Profile, seed: int) -> Path:
         from dpo_kit.training.sft import train_sft
 
         settings = profile.sft
-        if profile.data.given:
+        if profile.data.external:
             prompts, demonstrations = chosen_answers(
                 read_pairs(work.root / "pairs" / "pairs.jsonl"), settings.demonstrations
             )
@@ -78,10 +78,10 @@ def sft(work: Workspace, profile: Profile, seed: int) -> Path:
             demonstrations = demonstrate(prompts, noise, seed)
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "demonstrations.jsonl", demonstrations)
-        train_sft(profile, prompts, demonstrations, folder, seed, scratch=work.scratch("sft"), say=work.say)
+        train_sft(profile, prompts, demonstrations, folder, seed, scratch=work.scratch("sft"), log=work.log)
 
     inputs = {"base": base_hashes(profile)}
-    if profile.data.given:
+    if profile.data.external:
         pairs(work, profile, seed)
         inputs |= work.outputs_of("pairs")
     return work.stage("sft", build, config(profile, seed, "sft"), inputs)
@@ -93,13 +93,13 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     Writes `pairs.jsonl`, and `heldout.jsonl` of other prompts: pairs that training measures itself on and never learns
     from.
     """
-    if profile.data.given:
-        return given_pairs(work, profile, seed)
+    if profile.data.external:
+        return external_pairs(work, profile, seed)
     sft_adapter = work.root / "sft" / "adapter"
 
     def build(folder: Path) -> None:
         from dpo_kit.models.answers import AnswerStore
-        from dpo_kit.models.generation import stopping
+        from dpo_kit.models.generation import count_stops
         from dpo_kit.models.loading import load_arms
         from dpo_kit.preferences.judges import by_coin
         from dpo_kit.preferences.judges.llm import make_judge
@@ -110,7 +110,7 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
         arms, store = load_arms(profile, {"sft": sft_adapter}), AnswerStore(work.answers("pairs"))
         a, b = sample_twice(arms, "sft", prompts, profile.pairs, seed, store)
-        work.say(f"pairs: {stopping([*a, *b])}")
+        work.log(f"pairs: {count_stops([*a, *b])}")
         made = make_pairs(prompts, a, b, judge, profile.judge.concurrency)
         if not made:
             raise DpoKitError(f"{len(prompts)} prompts gave no pair: the judge saw no difference anywhere; sample more")
@@ -124,13 +124,13 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     return work.stage("pairs", build, config(profile, seed, "pairs", "judge"), work.outputs_of("sft"))
 
 
-def given_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
+def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """Read, audit and split the profile's pairs. Writes `pairs.jsonl`, `heldout.jsonl`, `audit.json`."""
 
     def build(folder: Path) -> None:
-        from dpo_kit.preferences.external import gather
+        from dpo_kit.preferences.external import load_external_pairs
 
-        trained, held_out, audit = gather(profile, folder / "quarantine.jsonl", seed, work.say)
+        trained, held_out, audit = load_external_pairs(profile, folder / "quarantine.jsonl", seed, work.log)
         write_pairs(folder / "pairs.jsonl", trained)
         write_pairs(folder / "heldout.jsonl", held_out)
         write_atomically(folder / "audit.json", json.dumps(audit.to_json()) + "\n")
@@ -159,7 +159,7 @@ def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
 
         made = read_pairs(work.root / "pairs" / "pairs.jsonl")
         held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
-        if profile.data.given:
+        if profile.data.external:
             kl_prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
         else:
             kl_prompts = draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed)
@@ -173,7 +173,7 @@ def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
             held_out=held_out,
             scratch=work.scratch("dpo"),
             references=work.root / "references.sqlite",
-            say=work.say,
+            log=work.log,
         )
 
     # `pairs` too: KL is measured on answers that are sampled as those of the pairs were
@@ -189,7 +189,7 @@ def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False
     def build(folder: Path) -> None:
         from dpo_kit.training.release import release_adapter
 
-        release_adapter(profile, work.root, folder, merge=merge, say=work.say)
+        release_adapter(profile, work.root, folder, merge=merge, log=work.log)
 
     given = config(profile, seed, "data", "sft", "pairs", "dpo") | {"merge": merge}
     return work.stage("release", build, given, work.outputs_of("sft", "pairs", "dpo"))
@@ -215,8 +215,8 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
         answers = answer_all(arms, prompts, samplings, store)
         # for the controls; no run's SFT arm draws with this seed, so the two samples of SFT are independent
         resample = arms[1].answer(prompts, replace(samplings[0], seed=len(arms) * seed), store)
-        for arm, how_they_ended in answers.stopping().items():
-            work.say(f"eval: {arm}: {how_they_ended}")
+        for arm, how_they_ended in answers.count_stops().items():
+            work.log(f"eval: {arm}: {how_they_ended}")
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", answers.responses)
         write_records(folder / "resample.jsonl", resample)

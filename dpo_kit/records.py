@@ -162,10 +162,10 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(
-    path: Path, kind: type[R], quarantine: Path | None = None, say: Callable[[str], None] = print
+    path: Path, kind: type[R], quarantine: Path | None = None, log: Callable[[str], None] = print
 ) -> list[R]:
     """Read records of one kind. Bad lines raise, or go to `quarantine`, as in `jsonl.read_lines`."""
-    return read_lines(path, kind.model_validate, quarantine, say)
+    return read_lines(path, kind.model_validate, quarantine, log)
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
@@ -173,12 +173,12 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
     write_jsonl(path, (pair.to_json() for pair in pairs))
 
 
-def read_pairs(path: Path, quarantine: Path | None = None, say: Callable[[str], None] = print) -> list[PreferencePair]:
+def read_pairs(path: Path, quarantine: Path | None = None, log: Callable[[str], None] = print) -> list[PreferencePair]:
     """Read what `write_pairs` wrote. Bad lines raise, or go to `quarantine`, as in `jsonl.read_lines`.
 
     Other people's files are read by `preferences.importers.import_pairs`.
     """
-    return read_lines(path, PreferencePair.from_json, quarantine, say)
+    return read_lines(path, PreferencePair.from_json, quarantine, log)
 
 
 def split_by_prompt(

@@ -44,8 +44,8 @@ class Workspace:
     may have the same folder open, but not build in it at the same time.
     """
 
-    def __init__(self, root: Path, profile_name: str, say: Callable[[str], None] = print):
-        self.root, self.say = root, say
+    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print):
+        self.root, self.log = root, log
         owner = root / "profile.json"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,8 @@ class Workspace:
         folder, partial = self.root / name, self.root / f".{name}.partial"
         made_from = {"config": config, "inputs": inputs, "versions": library_versions(), "code": code_digest()}
         made_from = json.loads(json.dumps(made_from))  # as it will be read back: tuples become lists
-        stale = why_stale(folder, made_from)
-        self.say(f"{name}: {stale or 'done before, verified'}")
+        stale = stale_reason(folder, made_from)
+        self.log(f"{name}: {stale or 'done before, verified'}")
         if stale:
             with self._building():
                 started = time.perf_counter()
@@ -132,7 +132,7 @@ class Workspace:
         return {name: self.manifest(name)["outputs"] for name in names}
 
 
-def why_stale(folder: Path, made_from: dict[str, Any]) -> str | None:
+def stale_reason(folder: Path, made_from: dict[str, Any]) -> str | None:
     """Why a stage folder may not be believed, in a few words; None if it may."""
     manifest = json_object(folder / MANIFEST)
     if not manifest:

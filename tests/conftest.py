@@ -46,7 +46,7 @@ def small_run(small_profile, tmp_path_factory):
     from dpo_kit.pipeline import run
 
     workdir = tmp_path_factory.mktemp("runs") / "small"
-    report = run(small_profile, workdir, seed=0, say=lambda line: None)
+    report = run(small_profile, workdir, seed=0, log=lambda line: None)
     return workdir, small_profile, report
 
 

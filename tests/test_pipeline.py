@@ -73,7 +73,7 @@ def test_every_arm_answers_every_prompt_sampled_and_greedily(small_run):
 def test_a_second_run_builds_nothing_and_reports_the_same(small_run):
     work, profile, report = small_run
     said = []
-    assert run(profile, work, say=said.append) == report
+    assert run(profile, work, log=said.append) == report
     assert said == [f"{stage}: done before, verified" for stage in ("sft", "pairs", "dpo", "eval")]
 
 
@@ -83,7 +83,7 @@ def test_a_spoilt_artefact_rebuilds_its_stage_and_what_depends_on_it(small_run):
     whole = responses.read_text()
     responses.write_text(whole[: len(whole) // 2])
     said = []
-    again = run(profile, work, say=said.append)
+    again = run(profile, work, log=said.append)
     assert said[:3] == [f"{stage}: done before, verified" for stage in ("sft", "pairs", "dpo")]
     assert said[3] == "eval: responses.jsonl was changed, building again"
     assert responses.read_text() == whole, "sampling is reproducible byte for byte"
@@ -96,7 +96,7 @@ def test_shuffled_labels_keep_the_prompts_and_lose_the_truth(small_run, small_pr
 
     shuffled = load_profile("tiny", pairs={**small_profile.pairs.model_dump(), "shuffle_labels": True})
     shuffled = small_profile.model_copy(update={"pairs": shuffled.pairs})
-    work = Workspace(tmp_path, "tiny", say=lambda line: None)
+    work = Workspace(tmp_path, "tiny", log=lambda line: None)
     pipeline.sft(work, shuffled, 0)
     mixed = {p.prompt.id: p for p in read_pairs(pipeline.pairs(work, shuffled, 0) / "pairs.jsonl")}
     judged = {p.prompt.id: p for p in read_pairs(small_run[0] / "pairs" / "pairs.jsonl")}
@@ -160,7 +160,7 @@ def test_no_pair_at_all_is_said(small_profile, tmp_path, monkeypatch):
 
     monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
     with pytest.raises(DpoKitError, match="gave no pair"):
-        run(small_profile, tmp_path, say=lambda line: None)
+        run(small_profile, tmp_path, log=lambda line: None)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_accumulated_rows_learn_what_the_whole_batch_learns(small_run, tmp_path)
         dpo = profile.dpo.model_copy(update={"batch_size": 8, "epochs": 2, **changes})
         (tmp_path / name).mkdir()
         tried = profile.model_copy(update={"model": model, "dpo": dpo})
-        train_dpo(tried, pairs, work / "sft" / "adapter", [], tmp_path / name, 0, say=lambda line: None)
+        train_dpo(tried, pairs, work / "sft" / "adapter", [], tmp_path / name, 0, log=lambda line: None)
         losses = [row["loss"] for row in read_log(tmp_path / name / "log.jsonl") if "loss" in row]
         ended.append((losses, load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")))
     (whole, weights), (parts, accumulated) = ended
@@ -155,7 +155,7 @@ def test_a_gpu_profile_takes_two_dpo_steps_with_its_own_settings(name, shallow, 
     assert len(quantized_layers(model)) == 2 * 7
     save_adapter(get_peft_model(model, lora(profile)), tmp_path / "start")
     (tmp_path / "dpo").mkdir()
-    train_dpo(profile, pairs, tmp_path / "start", [], tmp_path / "dpo", 0, say=lambda line: None)
+    train_dpo(profile, pairs, tmp_path / "start", [], tmp_path / "dpo", 0, log=lambda line: None)
     rows = [row for row in read_log(tmp_path / "dpo" / "log.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), "the policy starts at its reference, in bf16 too"

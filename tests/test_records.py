@@ -204,7 +204,7 @@ def test_every_line_is_good_or_in_quarantine_and_none_is_lost(tmp_path_factory, 
     folder = tmp_path_factory.getbasetemp()
     path, quarantine, again = folder / "fuzz.jsonl", folder / "fuzz-bad.jsonl", folder / "fuzz-again.jsonl"
     path.write_bytes(b"\n".join(lines))
-    good = read_pairs(path, quarantine, say=lambda said: None)
+    good = read_pairs(path, quarantine, log=lambda said: None)
     written = [part.removesuffix(b"\r") for part in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     aside = {row["line"]: kept(row) for row in read_jsonl(quarantine)}
     assert all(written[number - 1] == raw for number, raw in aside.items())

@@ -158,7 +158,7 @@ def _resample(arms, name: str, prompts, samplings, responses, store) -> list:
     from dpo_kit.evaluation.arms import FileArm
 
     number, arm = next((i, arm) for i, arm in enumerate(arms) if arm.name == name)
-    seeds = [len(arms) * how.seed + number for how in samplings]  # as `answer_all` gives them
+    seeds = [len(arms) * sampling.seed + number for sampling in samplings]  # as `answer_all` gives them
     if len(seeds) > 1:
         return [r for r in responses if r.arm == name and r.seed == seeds[1]]
     if isinstance(arm, FileArm):

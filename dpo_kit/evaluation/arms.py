@@ -13,7 +13,7 @@ from typing import Protocol
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.models.answers import Answer, AnswerStore, Missing
-from dpo_kit.models.generation import Sampling, Stopping, generate, respond, stopping
+from dpo_kit.models.generation import Sampling, StopCounts, count_stops, generate, respond
 from dpo_kit.models.loading import Arms, add_adapter, load_arms
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response, read_records
@@ -27,7 +27,7 @@ class Answerer(Protocol):
     name: str
 
     def answer(
-        self, prompts: Sequence[Prompt], how: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
         """One answer a prompt, in order, or why there is none; with a store, nothing stored is made again."""
         ...
@@ -44,12 +44,12 @@ class Answers:
     responses: list[Response]
     missing: dict[str, list[Missing]]
 
-    def stopping(self) -> dict[str, Stopping]:
+    def count_stops(self) -> dict[str, StopCounts]:
         """How each arm's answers ended."""
         by_arm = defaultdict(list)
         for response in self.responses:
             by_arm[response.arm].append(response)
-        return {arm: stopping(responses) for arm, responses in by_arm.items()}
+        return {arm: count_stops(responses) for arm, responses in by_arm.items()}
 
 
 def answer_all(
@@ -67,16 +67,18 @@ def answer_all(
         raise DpoKitError(f"arms {', '.join(names)}: two have the same name; give each its own")
     given = {}
     for number, arm in enumerate(arms):  # arm by arm, so that one model of its own is in memory at a time
-        for how in samplings:
-            own = replace(how, seed=len(arms) * how.seed + number)
-            given[how, arm.name] = arm.answer(prompts, own, store)
+        for sampling in samplings:
+            own = replace(sampling, seed=len(arms) * sampling.seed + number)
+            given[sampling, arm.name] = arm.answer(prompts, own, store)
         arm.release()
     responses, missing = [], defaultdict(list)
-    for how in samplings:
+    for sampling in samplings:
         for name in names:
-            for answer in given[how, name]:
+            for answer in given[sampling, name]:
                 if isinstance(answer, Missing):
-                    missing[name].append(answer._replace(reason=f"temperature {how.temperature:g}: {answer.reason}"))
+                    missing[name].append(
+                        answer._replace(reason=f"temperature {sampling.temperature:g}: {answer.reason}")
+                    )
                 else:
                     responses.append(answer)
     return Answers(responses, dict(missing))
@@ -89,10 +91,10 @@ class ModelArm:
         self.name, self.load, self.adapter = name, load, adapter
 
     def answer(
-        self, prompts: Sequence[Prompt], how: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
-        answers = generate(self.load(), self.adapter, prompts, how, store)
+        answers = generate(self.load(), self.adapter, prompts, sampling, store)
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
 
     def release(self) -> None:
@@ -165,25 +167,25 @@ class FileArm:
                 self._rows[row.prompt_id].append(row)
 
     def answer(
-        self, prompts: Sequence[Prompt], how: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`. Raises DpoKitError where the file holds more than one answer to a prompt."""
-        return [self._answer(prompt, how) for prompt in prompts]
+        return [self._answer(prompt, sampling) for prompt in prompts]
 
     def release(self) -> None:
         """Texts are small."""
 
-    def _answer(self, prompt: Prompt, how: Sampling) -> Response | Missing:
-        rows = [row for row in self._rows[prompt.id] if row.temperature in (None, how.temperature)]
-        rows = [row for row in rows if row.seed == how.seed] or rows
+    def _answer(self, prompt: Prompt, sampling: Sampling) -> Response | Missing:
+        rows = [row for row in self._rows[prompt.id] if row.temperature in (None, sampling.temperature)]
+        rows = [row for row in rows if row.seed == sampling.seed] or rows
         if len(rows) > 1:
             raise DpoKitError(
-                f"{self.path}: {len(rows)} answers to prompt {prompt.id!r} at temperature {how.temperature:g}; "
+                f"{self.path}: {len(rows)} answers to prompt {prompt.id!r} at temperature {sampling.temperature:g}; "
                 "keep one, or name their arms and choose one of these names"
             )
         if not rows:
             return Missing(prompt.id, f"no answer in {self.path.name}")
-        return respond(prompt, Answer(rows[0].text, rows[0].stopped), self.name, how)
+        return respond(prompt, Answer(rows[0].text, rows[0].stopped), self.name, sampling)
 
 
 def parse_arm(text: str, base: SharedBase) -> Answerer:

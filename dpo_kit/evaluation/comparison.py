@@ -176,7 +176,7 @@ def _difference(metric: str, treated: Column, control: Column, cluster) -> dict:
         **asdict(interval),
         "n": len(both),
         "p_value": sign.p_value,
-        "verdict": statistics.in_words(interval, len(both), smallest),
+        "verdict": statistics.verdict_text(interval, len(both), smallest),
         "could_see": statistics.smallest_effect(len(both), stdev(gains)) if stdev(gains) else 0.0,
     }
 

@@ -54,41 +54,41 @@ class EndpointArm:
         self.timeout, self.retries, self.workers, self.give_up_after = timeout, retries, workers, give_up_after
 
     def answer(
-        self, prompts: Sequence[Prompt], how: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
         """One answer a prompt, in order, or why there is none."""
-        keys = [self._key(prompt, how) for prompt in prompts]
+        keys = [self._key(prompt, sampling) for prompt in prompts]
         answers = store.find(keys) if store else [None] * len(prompts)
         open_rows = [i for i, answer in enumerate(answers) if answer is None]
-        for i, answer in self._ask_all([(i, prompts[i]) for i in open_rows], how):
+        for i, answer in self._ask_all([(i, prompts[i]) for i in open_rows], sampling):
             stored = store and isinstance(answer, Answer)
             answers[i] = store.add([keys[i]], [answer])[0] if stored else answer
         return [
-            answer if isinstance(answer, Missing) else respond(prompt, answer, self.name, how)
+            answer if isinstance(answer, Missing) else respond(prompt, answer, self.name, sampling)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
     def release(self) -> None:
         """Nothing of it is in memory here."""
 
-    def _key(self, prompt: Prompt, how: Sampling) -> str:
-        sampling = {"temperature": how.temperature, "seed": how.seed, "max_new_tokens": how.max_new_tokens}
-        return answer_key(prompt, endpoint=self.base_url, model=self.model, **sampling)
+    def _key(self, prompt: Prompt, sampling: Sampling) -> str:
+        drawn = {"temperature": sampling.temperature, "seed": sampling.seed, "max_new_tokens": sampling.max_new_tokens}
+        return answer_key(prompt, endpoint=self.base_url, model=self.model, **drawn)
 
     def _ask_all(
-        self, questions: Sequence[tuple[int, Prompt]], how: Sampling
+        self, questions: Sequence[tuple[int, Prompt]], sampling: Sampling
     ) -> Iterator[tuple[int, Answer | Missing]]:
         """Ask with several threads; yields what came, in the order it came."""
         pool, patience = ThreadPoolExecutor(self.workers), _Patience(self.give_up_after)
-        asked = {pool.submit(self._ask, prompt, how, patience): i for i, prompt in questions}
-        label = f"{self.name} answers, temperature {how.temperature:g}"
+        asked = {pool.submit(self._ask, prompt, sampling, patience): i for i, prompt in questions}
+        label = f"{self.name} answers, temperature {sampling.temperature:g}"
         try:
             for future in tqdm(as_completed(asked), total=len(asked), desc=label, unit="prompt"):
                 yield asked[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, prompt: Prompt, how: Sampling, patience: "_Patience") -> Answer | Missing:
+    def _ask(self, prompt: Prompt, sampling: Sampling, patience: "_Patience") -> Answer | Missing:
         import openai  # takes a second, which a command line without an endpoint need not wait
 
         if patience.spent:
@@ -97,9 +97,9 @@ class EndpointArm:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=prompt.chat(),
-                temperature=how.temperature,
-                max_tokens=how.max_new_tokens,
-                seed=row_seed(prompt.id, how.seed) % 2**31,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                seed=row_seed(prompt.id, sampling.seed) % 2**31,
             )
         except openai.OpenAIError as error:
             patience.failures += 1

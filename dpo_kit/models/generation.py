@@ -32,7 +32,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Stopping:
+class StopCounts:
     """How answers ended: by themselves, cut off at the length limit, or unknown (None), as in imported data."""
 
     answers: int
@@ -58,41 +58,41 @@ class Stopping:
         return f"{self.answers:,} answers: {ended}" + (f", {unknown:,} unknown" if unknown else "")
 
 
-def stopping(responses: Sequence[Response]) -> Stopping:
+def count_stops(responses: Sequence[Response]) -> StopCounts:
     """Count how responses ended."""
     ends = [response.stopped for response in responses]
-    return Stopping(len(ends), ends.count(True), ends.count(False))
+    return StopCounts(len(ends), ends.count(True), ends.count(False))
 
 
 def generate(
-    arms: Arms, arm: str, prompts: Sequence[Prompt], how: Sampling, store: AnswerStore | None = None
+    arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
 ) -> list[Response]:
     """Answer every prompt once with one arm, in the order given.
 
     With a store, answers found there are not made again, and each batch is stored as soon as it is done.
     """
-    keys = _keys(arms, arm, prompts, how) if store else []
+    keys = _keys(arms, arm, prompts, sampling) if store else []
     answers = store.find(keys) if store else [None] * len(prompts)
     eos, decode = arms.tokenizer.eos_token_id, arms.tokenizer.decode
-    for rows, batch in _batches(arms, arm, prompts, how, [answer is None for answer in answers]):
+    for rows, batch in _batches(arms, arm, prompts, sampling, [answer is None for answer in answers]):
         made = [Answer(decode(ids, skip_special_tokens=True), eos in ids) for ids in batch]
         if store:
             made = store.add([keys[i] for i in rows], made)
         for i, answer in zip(rows, made, strict=True):
             answers[i] = answer
-    return [respond(prompt, answer, arm, how) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [respond(prompt, answer, arm, sampling) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def respond(prompt: Prompt, answer: Answer, arm: str, how: Sampling) -> Response:
+def respond(prompt: Prompt, answer: Answer, arm: str, sampling: Sampling) -> Response:
     """The record of an answer that `arm` gave to `prompt`."""
-    made = {"arm": arm, "temperature": how.temperature, "seed": how.seed}
+    made = {"arm": arm, "temperature": sampling.temperature, "seed": sampling.seed}
     return Response(prompt_id=prompt.id, text=answer.text, stopped=answer.stopped, **made)
 
 
-def sample_ids(arms: Arms, arm: str, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
+def sample_ids(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
     """The token ids of one answer a prompt, in the order given, each up to and with its EOS if it reached one."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for rows, batch in _batches(arms, arm, prompts, how, [True] * len(prompts)):
+    for rows, batch in _batches(arms, arm, prompts, sampling, [True] * len(prompts)):
         for i, ids in zip(rows, batch, strict=True):
             answers[i] = ids
     return answers
@@ -105,7 +105,7 @@ def row_seed(prompt_id: str, seed: int) -> int:
 
 
 def _batches(
-    arms: Arms, arm: str, prompts: Sequence[Prompt], how: Sampling, wanted: Sequence[bool]
+    arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling, wanted: Sequence[bool]
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """The rows of each batch that are wanted, as numbers of prompts, and the token ids of their answers.
 
@@ -116,29 +116,29 @@ def _batches(
     bar = tqdm(
         total=len(prompts),
         initial=len(prompts) - sum(wanted),
-        desc=f"{arm} answers, temperature {how.temperature:g}",
+        desc=f"{arm} answers, temperature {sampling.temperature:g}",
         unit="prompt",
     )
     with bar:
-        for start in range(0, len(prompts), how.batch_size):
-            rows = [i for i in longest_first[start : start + how.batch_size] if wanted[i]]
+        for start in range(0, len(prompts), sampling.batch_size):
+            rows = [i for i in longest_first[start : start + sampling.batch_size] if wanted[i]]
             if not rows:
                 continue
             with arms.use(arm) as model:
-                noise = GumbelNoise([prompts[i].id for i in rows], how.temperature, how.seed, model.device)
-                batch = _generate_batch(model, arms.tokenizer, [heads[i] for i in rows], noise, how.max_new_tokens)
+                noise = GumbelNoise([prompts[i].id for i in rows], sampling.temperature, sampling.seed, model.device)
+                batch = _generate_batch(model, arms.tokenizer, [heads[i] for i in rows], noise, sampling.max_new_tokens)
             yield rows, batch
             bar.update(len(rows))
 
 
-def _keys(arms: Arms, arm: str, prompts: Sequence[Prompt], how: Sampling) -> list[str]:
+def _keys(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
     """The keys of answers in a store. The batch size stays out: who ran out of memory goes on with smaller batches."""
     depends_on = {
         "arm": arms.identity(arm),
         "code": sha256(Path(__file__)),
-        "temperature": how.temperature,
-        "seed": how.seed,
-        "max_new_tokens": how.max_new_tokens,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        "max_new_tokens": sampling.max_new_tokens,
     }
     return [answer_key(prompt, **depends_on) for prompt in prompts]
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 
-ORIGIN = "base.json"
+FINGERPRINT = "base.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 
 
-def origin_of(model: PreTrainedModel | PeftModel) -> dict[str, str] | None:
+def base_fingerprint(model: PreTrainedModel | PeftModel) -> dict[str, str] | None:
     """Hashes of the `weights`, `tokenizer` and chat `template` of a model's base; None where it has no files here."""
     folder = _folder(model)
     if folder is None:
@@ -39,26 +39,28 @@ def origin_of(model: PreTrainedModel | PeftModel) -> dict[str, str] | None:
     }
 
 
-def write_origin(model: PeftModel, adapter: Path) -> None:
+def write_fingerprint(model: PeftModel, adapter: Path) -> None:
     """Write `base.json` into an adapter's folder; nothing where the base has no files."""
-    if origin := origin_of(model):
-        write_atomically(adapter / ORIGIN, json.dumps(origin, indent=1) + "\n")
+    if origin := base_fingerprint(model):
+        write_atomically(adapter / FINGERPRINT, json.dumps(origin, indent=1) + "\n")
 
 
-def check_origin(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
+def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
     """Raises DpoKitError where `adapter` was trained on another base; warns where it does not say on which."""
-    found = origin_of(model)
+    found = base_fingerprint(model)
     if found is None:
         return
     try:
-        trained_on = dict(json.loads((adapter / ORIGIN).read_text(encoding="utf-8")))
+        trained_on = dict(json.loads((adapter / FINGERPRINT).read_text(encoding="utf-8")))
     except FileNotFoundError:
         warnings.warn(
-            f"{adapter}: no {ORIGIN} says which base it was trained on, so that was not checked", stacklevel=2
+            f"{adapter}: no {FINGERPRINT} says which base it was trained on, so that was not checked", stacklevel=2
         )
         return
     except (ValueError, TypeError):
-        raise DpoKitError(f"{adapter / ORIGIN}: not a JSON object; restore it, or train the adapter again") from None
+        raise DpoKitError(
+            f"{adapter / FINGERPRINT}: not a JSON object; restore it, or train the adapter again"
+        ) from None
     differing = [part for part in found if trained_on.get(part) != found[part]]
     if differing:
         raise DpoKitError(

@@ -19,7 +19,7 @@ from trl.trainer.utils import use_adapter
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
-from dpo_kit.models.identity import check_origin, write_origin
+from dpo_kit.models.identity import check_fingerprint, write_fingerprint
 from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.profiles import Profile
 
@@ -100,7 +100,7 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path, *, 
     """
     if not (folder / "adapter_model.safetensors").is_file():
         raise DpoKitError(f"{folder}: no adapter_model.safetensors there; train it again, or save it as safetensors")
-    check_origin(model, folder)
+    check_fingerprint(model, folder)
     if not isinstance(model, PeftModel):
         return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
     model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
@@ -115,7 +115,7 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_origin(model, folder)
+    write_fingerprint(model, folder)
 
 
 def lora(profile: Profile) -> LoraConfig:

@@ -24,13 +24,15 @@ class KlEstimate:
     per_token: float
 
 
-def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], how: Sampling) -> KlEstimate:
+def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], sampling: Sampling) -> KlEstimate:
     """KL(policy || reference), sampled in the prompts and the answers and exact over the vocabulary at each token.
 
     The sequence KL is the expectation, over the policy's own answers, of the sum of the per-token KLs
     (arXiv 2504.10637). Log-ratios on the answers of a fixed data set are not a KL.
     """
-    return kl_of_answers(arms, policy, reference, prompts, sample_ids(arms, policy, prompts, how), how.batch_size)
+    return kl_of_answers(
+        arms, policy, reference, prompts, sample_ids(arms, policy, prompts, sampling), sampling.batch_size
+    )
 
 
 def kl_of_answers(

@@ -13,8 +13,8 @@ from dpo_kit.profiles import DataSettings, Profile
 from dpo_kit.records import PreferencePair, split_by_prompt
 
 
-def gather(
-    profile: Profile, quarantine: Path, seed: int, say: Callable[[str], None] = print
+def load_external_pairs(
+    profile: Profile, quarantine: Path, seed: int, log: Callable[[str], None] = print
 ) -> tuple[list[PreferencePair], list[PreferencePair], AuditReport]:
     """(pairs to train on, pairs of held-out prompts, the audit), of what `profile.data` names.
 
@@ -22,9 +22,9 @@ def gather(
     `data.on_blocking` is "stop", and where nothing is left to train on.
     """
     data = profile.data
-    imported = read_given(data, quarantine)
+    imported = read_external(data, quarantine)
     for note in imported.notes:
-        say(f"pairs: {note}")
+        log(f"pairs: {note}")
     pairs = imported.pairs[: data.limit]
     report = audit_pairs(pairs, load_tokenizer(profile.model_path), max_length=profile.model.max_length)
     faults = "; ".join(f"{found.name} {found.count}" for found in report.findings if found.drops)
@@ -34,14 +34,14 @@ def gather(
             f"`python -m dpo_kit audit`, and put them right or train on the {len(report.kept)} other pairs with "
             "--set data.on_blocking=drop"
         )
-    say(f"pairs: {len(report.kept)} of {len(pairs)} kept{f', dropped for {faults}' if faults else ''}")
+    log(f"pairs: {len(report.kept)} of {len(pairs)} kept{f', dropped for {faults}' if faults else ''}")
     trained, held_out = split_by_prompt(report.kept, data.heldout, seed)
     if not trained:
         raise DpoKitError(f"{data.pairs}: no pair is left to train on ({faults or 'all prompts are held out'})")
     return trained, held_out, report
 
 
-def read_given(data: DataSettings, quarantine: Path) -> Imported:
+def read_external(data: DataSettings, quarantine: Path) -> Imported:
     """The pairs of a file in any known format, or of a folder or Hub id that `datasets.load_dataset` reads.
 
     Raises DpoKitError where there is neither.

@@ -30,7 +30,7 @@ def sample(
     """For each prompt in order, one response a temperature, each drawn with a seed of its own.
 
     Name a temperature n times for n draws at it. A prompt gets the same responses whatever its batch, up to rounding;
-    `stopping` counts how they ended. With a store, what a killed call had made is not made again.
+    `count_stops` counts how they ended. With a store, what a killed call had made is not made again.
     """
     columns = [
         generate(

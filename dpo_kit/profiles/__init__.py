@@ -88,7 +88,7 @@ class DataSettings(Settings):
     on_blocking: Literal["stop", "drop"] = "stop"
 
     @property
-    def given(self) -> bool:
+    def external(self) -> bool:
         """Whether the pairs are the reader's or the public's, and not the workbook's own."""
         return self.pairs != "triage"
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.models.identity import origin_of
+from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.profiles import DpoSettings, Profile, SftSettings
 
 datasets.disable_progress_bars()  # tokenising takes a second; our own bars show what takes longer
@@ -64,4 +64,10 @@ def identity(profile: Profile, model: PeftModel, seed: int, data: Iterable[Any],
     for row in data:
         digest.update(json.dumps(row).encode() + b"\n")
     settings = {table: getattr(profile, table).model_dump() for table in ("model", *tables)}
-    return {"stage": tables[0], "seed": seed, **settings, "data_sha256": digest.hexdigest(), "base": origin_of(model)}
+    return {
+        "stage": tables[0],
+        "seed": seed,
+        **settings,
+        "data_sha256": digest.hexdigest(),
+        "base": base_fingerprint(model),
+    }

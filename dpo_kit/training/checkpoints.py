@@ -23,11 +23,11 @@ class Checkpoints:
     """The checkpoints of one training run in one folder, named `checkpoint-STEP`.
 
     `made_for` is plain data that says which run it is: a checkpoint made for another is passed over like a damaged one.
-    `say` hears, line by line, what is resumed and what is passed over.
+    `log` hears, line by line, what is resumed and what is passed over.
     """
 
-    def __init__(self, folder: Path, made_for: dict[str, Any], say: Callable[[str], None] = print):
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, made_for: dict[str, Any], log: Callable[[str], None] = print):
+        self.folder, self.log = folder, log
         self.made_for = json.loads(json.dumps(made_for))  # as it will be read back: tuples become lists
 
     @property
@@ -38,16 +38,16 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint of this run that verifies, or None."""
         for folder in self._newest_first():
-            reason = self.why_unusable(folder)
+            reason = self.unusable_reason(folder)
             if reason is None:
-                self.say(f"{folder.name}: verified, going on from it")
+                self.log(f"{folder.name}: verified, going on from it")
                 return folder
-            self.say(f"{folder.name}: passed over, {reason}")
+            self.log(f"{folder.name}: passed over, {reason}")
         return None
 
-    def why_unusable(self, folder: Path) -> str | None:
+    def unusable_reason(self, folder: Path) -> str | None:
         """Why a checkpoint may not be resumed from, in a few words; None if it may."""
-        damage = why_damaged(folder)
+        damage = damage_in(folder)
         if damage:
             return damage
         then = manifest(folder)["made_for"]
@@ -80,7 +80,7 @@ class Checkpoints:
         return sealed
 
     def _prune(self, newest: Path) -> None:
-        if damage := why_damaged(newest):
+        if damage := damage_in(newest):
             raise DpoKitError(f"{newest}: not as it was written, {damage}; this disk cannot be trusted, use another")
         rest = [folder for folder in self._newest_first() if folder != newest]
         before = [folder for folder in rest if _step(folder) < _step(newest)][: KEEP - 1]
@@ -110,7 +110,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     return loaded if {"step", "made_for", "files"} <= loaded.keys() else {}
 
 
-def why_damaged(folder: Path) -> str | None:
+def damage_in(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; None if each is as its manifest says and none is new."""
     sealed = manifest(folder)
     if not sealed:

@@ -21,7 +21,7 @@ from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt
 from dpo_kit.training.arguments import common_arguments, identity
 from dpo_kit.training.checkpoints import Checkpoints
-from dpo_kit.training.fast import why_not
+from dpo_kit.training.fast import unsupported_reason
 from dpo_kit.training.guards import check_learning_rate, check_rows, check_trainable
 from dpo_kit.training.metrics_log import attach
 from dpo_kit.training.probes import KlProbe
@@ -43,7 +43,7 @@ def train_dpo(
     scratch: Path | None = None,
     stop: threading.Event | None = None,
     references: Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Continue the SFT adapter with the DPO loss (arXiv 2305.18290, Eq. 7).
 
@@ -59,22 +59,22 @@ def train_dpo(
     scratch = scratch or folder / "checkpoints"
     cache = references or scratch / "references.sqlite"
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)
-    if trainer.why_stock:
-        say(f"the stock forward is used, not the fast one: {trainer.why_stock}")
+    if trainer.stock_reason:
+        log(f"the stock forward is used, not the fast one: {trainer.why_stock}")
     if trainer.checkpoint_layers:
-        say(f"activations of the first {trainer.checkpoint_layers} layers are computed again")
+        log(f"activations of the first {trainer.checkpoint_layers} layers are computed again")
     reference = sha256(sft_adapter / "adapter_model.safetensors")
     data = [pair.to_trl() for pair in (*pairs, *held_out)] + [prompt.chat() for prompt in kl_prompts]
     made_for = {**identity(profile, trainer.model, seed, data, "dpo", "pairs"), "reference_sha256": reference}
-    trainer.checkpoints = Checkpoints(scratch, made_for, say)
-    log = trainer.metrics_log = attach(trainer, folder / LOG, "DPO", callbacks)
+    trainer.checkpoints = Checkpoints(scratch, made_for, log)
+    trainer.metrics_log = attach(trainer, folder / LOG, "DPO", callbacks)
     check_rows(trainer)
     check_trainable(trainer.model)
     check_learning_rate(trainer.model, "dpo", profile.dpo)
     start = check_start(trainer)
     write_atomically(folder / "start.json", json.dumps({**start, "reference_sha256": reference}, indent=1) + "\n")
     arms = Arms(trainer.model, trainer.processing_class)
-    trainer.add_callback(KlProbe(arms, kl_prompts, profile, log, seed, evaluate=bool(held_out)))
+    trainer.add_callback(KlProbe(arms, kl_prompts, profile, trainer.metrics_log, seed, evaluate=bool(held_out)))
     trainer.run(stop)
     save_adapter(trainer.model, folder / "adapter")
     write_atomically(folder / "end.json", json.dumps(last_rewards(trainer), indent=1) + "\n")
@@ -96,7 +96,7 @@ def dpo_trainer(
     model, tokenizer = load_base(profile)
     policy = add_adapter(model, "default", sft_adapter, trainable=True)
     arguments = common_arguments(profile, profile.dpo, folder, seed)
-    if why_not(policy) is None:  # the fast path takes the whole batch and cuts it by tokens, not by rows
+    if unsupported_reason(policy) is None:  # the fast path takes the whole batch and cuts it by tokens, not by rows
         arguments |= {"per_device_train_batch_size": profile.dpo.batch_size, "gradient_accumulation_steps": 1}
     trainer = CarefulDpo(
         policy,

@@ -174,7 +174,7 @@ def row_states(model: PreTrainedModel, input_ids: Tensor, branches: Branches) ->
     return hidden
 
 
-def why_not(model: PreTrainedModel | PeftModel) -> str | None:
+def unsupported_reason(model: PreTrainedModel | PeftModel) -> str | None:
     """Why the fast path does not apply to this model, or None where it does."""
     adapters = model.peft_config.values() if isinstance(model, PeftModel) else ()
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -197,7 +197,7 @@ def why_not(model: PreTrainedModel | PeftModel) -> str | None:
 
 
 class FastDPOTrainer(DPOTrainer):
-    """TRL's `DPOTrainer` on the fast forward, where it applies; `why_stock` says why not, and is None where it does.
+    """TRL's `DPOTrainer` on the fast forward, where it applies; `stock_reason` says why not, and is None where it does.
 
     `max_tokens` is the largest number of places that go through the model at once in training: a batch is cut into
     groups of pairs, whose gradients add up to that of the batch (weights n_i / N).
@@ -214,7 +214,7 @@ class FastDPOTrainer(DPOTrainer):
         **options,
     ):
         self.max_tokens, self.reference_cache, self.checkpoint_layers = max_tokens, reference_cache, checkpoint_layers
-        self.why_stock: str | None = "not tried yet"
+        self.stock_reason: str | None = "not tried yet"
         self._share = 1.0
         self._identity: str | None = None
         super().__init__(*args, **options)
@@ -222,13 +222,15 @@ class FastDPOTrainer(DPOTrainer):
 
     def _install(self) -> None:
         """Put the fast forward in place, unless it does not apply or does not agree with TRL's."""
-        if self.why_stock != "not tried yet":
+        if self.stock_reason != "not tried yet":
             return
-        self.why_stock = "it runs in several processes" if self.args.world_size > 1 else why_not(self.model)
-        if self.why_stock is None:
+        self.stock_reason = (
+            "it runs in several processes" if self.args.world_size > 1 else unsupported_reason(self.model)
+        )
+        if self.stock_reason is None:
             base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-            self.why_stock = self_test(base)
-            if self.why_stock is None and self.ref_model is not None:
+            self.stock_reason = self_test(base)
+            if self.stock_reason is None and self.ref_model is not None:
                 install(self.ref_model)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -270,7 +272,7 @@ class FastDPOTrainer(DPOTrainer):
     def _groups(self, inputs: dict[str, Tensor]) -> list[list[int]]:
         """The pairs in few groups, each within `max_tokens` unless it is one pair."""
         pairs = len(inputs["input_ids"]) // 2
-        if self.why_stock is not None or self.max_tokens is None or MIX_PAIRS & set(self.loss_types):
+        if self.stock_reason is not None or self.max_tokens is None or MIX_PAIRS & set(self.loss_types):
             return [list(range(pairs))]
         sizes = Branches.of(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()).sizes.numpy()
         longest_first = np.argsort(-sizes, kind="stable").tolist()

@@ -26,7 +26,7 @@ class KlProbe(TrainerCallback):
     ):
         self.arms, self.prompts, self.log, self.every = arms, prompts, log, profile.dpo.kl_every
         self.evaluate = evaluate
-        self.how = Sampling(1.0, seed, profile.pairs.max_new_tokens, profile.pairs.batch_size)
+        self.sampling = Sampling(1.0, seed, profile.pairs.max_new_tokens, profile.pairs.batch_size)
 
     def measure(self, step: int) -> None:
         """One row in the metrics log, of answers sampled at temperature 1.
@@ -36,8 +36,8 @@ class KlProbe(TrainerCallback):
         """
         if not self.prompts:
             return
-        answers = sample_ids(self.arms, "default", self.prompts, self.how)
-        kl = kl_of_answers(self.arms, "default", "ref", self.prompts, answers, self.how.batch_size)
+        answers = sample_ids(self.arms, "default", self.prompts, self.sampling)
+        kl = kl_of_answers(self.arms, "default", "ref", self.prompts, answers, self.sampling.batch_size)
         eos, decode = self.arms.tokenizer.eos_token_id, self.arms.tokenizer.decode
         shown = list(zip(self.prompts, answers, strict=True))[:SHOWN]
         self.log.write(

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
-from dpo_kit.models.identity import ORIGIN
+from dpo_kit.models.identity import FINGERPRINT
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
@@ -55,21 +55,21 @@ class Merged:
 
 
 def release_adapter(
-    profile: Profile, root: Path, folder: Path, *, merge: bool = False, say: Callable[[str], None] = print
+    profile: Profile, root: Path, folder: Path, *, merge: bool = False, log: Callable[[str], None] = print
 ) -> Proof:
     """Release `root/dpo/adapter` into `folder`: `adapter/` with its card, `proof.json`, and with `merge` `merged/` and
     `merged.json`. Raises DpoKitError where the reloaded adapter does not give the rewards that training ended with.
     """
     pairs = read_pairs(root / "pairs" / "pairs.jsonl")
     proof = prove(profile, pairs, root / "sft" / "adapter", root / "dpo")
-    say(f"release: the reloaded adapter gives training's own rewards, to {proof.distance:.1g}")
+    log(f"release: the reloaded adapter gives training's own rewards, to {proof.distance:.1g}")
     shutil.copytree(root / "dpo" / "adapter", folder / "adapter")
     write_atomically(folder / "adapter" / "README.md", card(profile, root, len(pairs), proof))
     write_atomically(folder / "proof.json", json.dumps(asdict(proof), indent=1) + "\n")
     if merge:
         merged = merge_adapter(profile, root / "dpo" / "adapter", pairs[:PROBE_ROWS], folder / "merged")
         for row in merged:
-            say(f"release: merged into the {row.base} base, {row.mean_difference:.2g} nats an answer away")
+            log(f"release: merged into the {row.base} base, {row.mean_difference:.2g} nats an answer away")
         write_atomically(folder / "merged.json", json.dumps([asdict(row) for row in merged], indent=1) + "\n")
     return proof
 
@@ -182,7 +182,7 @@ def _answer_tokens(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Preferenc
 
 def card(profile: Profile, root: Path, pairs: int, proof: Proof) -> str:
     """The adapter's README: base, data, settings, the curves' ends, the proof, and the evaluation if there is one."""
-    origin = root / "dpo" / "adapter" / ORIGIN
+    origin = root / "dpo" / "adapter" / FINGERPRINT
     hashes = json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else {}
     libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes")
     return "\n".join([

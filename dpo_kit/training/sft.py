@@ -29,7 +29,7 @@ def train_sft(
     callbacks: Sequence[Any] = (),
     scratch: Path | None = None,
     stop: threading.Event | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Train a LoRA adapter on demonstrations; only their tokens, EOS included, bear loss.
 
@@ -51,7 +51,7 @@ def train_sft(
     assert_gradients_alive(trainer.model, {"input_ids": batch["input_ids"][:4], "labels": batch["labels"][:4]})
     trainer.row_names = [prompt.id for prompt in prompts]
     trainer.checkpoints = Checkpoints(
-        scratch or folder / "checkpoints", identity(profile, trainer.model, seed, rows, "sft"), say
+        scratch or folder / "checkpoints", identity(profile, trainer.model, seed, rows, "sft"), log
     )
     trainer.metrics_log = attach(trainer, folder / LOG, "SFT", callbacks)
     check_rows(trainer)

@@ -20,8 +20,8 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import peak_memory_mb
 from dpo_kit.training.checkpoints import Checkpoints, manifest
 from dpo_kit.training.fast import FastDPOTrainer
+from dpo_kit.training.interruption import StopOnEvent, raise_stopped, signals_set
 from dpo_kit.training.metrics_log import MetricsLog
-from dpo_kit.training.stopping import StopOnEvent, raise_stopped, signals_set
 
 LOG = "log.jsonl"
 PROBE_ROWS = 8

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from dpo_kit import pipeline
 from dpo_kit.errors import refusal
 from dpo_kit.evaluation.statistics import mean_interval
-from dpo_kit.models.generation import Sampling, generate, stopping
+from dpo_kit.models.generation import Sampling, count_stops, generate
 from dpo_kit.models.loading import Arms, frozen_identity, load_arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.memory import nf4_bytes
@@ -236,7 +236,9 @@ for name, model, arm in (("base", arms, "base"), ("SFT", arms, "sft"), ("SFT wit
     answers = generate(model, arm, new, how)
     chances[name] = chance_to_stop(model, arm)
     length = sum(len(answer.text) for answer in answers) / len(answers)
-    print(f"{name:16} P(EOS) {chances[name]:.4f}, {length:.0f} characters, {stopping(answers).stop_rate:.0%} stopped")
+    print(
+        f"{name:16} P(EOS) {chances[name]:.4f}, {length:.0f} characters, {count_stops(answers).stop_rate:.0%} stopped"
+    )
 print(f"\n{answers[0].text}")
 assert chances["SFT without EOS"] < chances["base"] / 2
 

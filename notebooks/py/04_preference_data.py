@@ -35,7 +35,7 @@ from transformers import AutoTokenizer
 
 from dpo_kit import pipeline
 from dpo_kit.evaluation.statistics import agreement, kappa, position_bias
-from dpo_kit.models.generation import stopping
+from dpo_kit.models.generation import count_stops
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.annotate import annotate
 from dpo_kit.preferences.audit import audit_pairs
@@ -76,7 +76,7 @@ pipeline.sft(work, profile, seed=0)
 arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
 prompts = draw_prompts(60, "train", "ranking", seed=0)
 answers = sample(arms, "sft", prompts, [0.7, 0.7, 1.0, 1.0], profile.pairs, seed=0)
-print(stopping([response for four in answers for response in four]))
+print(count_stops([response for four in answers for response in four]))
 
 # %% [markdown]
 # One prompt, its four answers, and what the exact rubric of this world gives each:

@@ -51,7 +51,7 @@ from dpo_kit.profiles import ROOT, load_profile, profile_names
 from dpo_kit.records import PreferencePair, read_pairs, write_pairs
 from dpo_kit.training.arguments import common_arguments
 from dpo_kit.training.branches import Branches
-from dpo_kit.training.checkpoints import why_damaged
+from dpo_kit.training.checkpoints import damage_in
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.fast import FastDPOTrainer
 from dpo_kit.training.metrics_log import read_log, timeless
@@ -273,8 +273,8 @@ with refusal():
 
 # %%
 for checkpoint in (scratch / "stopped" / "checkpoints").glob("checkpoint-*"):
-    print(checkpoint.name, "is", why_damaged(checkpoint) or "whole")
-resumed = train("stopped", some, say=print)
+    print(checkpoint.name, "is", damage_in(checkpoint) or "whole")
+resumed = train("stopped", some, log=print)
 assert hashes(resumed / "adapter") == hashes(whole / "adapter"), "the weights are the same, bit for bit"
 assert timeless(read_log(resumed / "log.jsonl")) == timeless(read_log(whole / "log.jsonl")), "and so is the log"
 for row in read_log(resumed / "log.jsonl"):
@@ -422,7 +422,7 @@ def per_token(kind):
 
 stock, _ = per_token(DPOTrainer)
 fast, trainer = per_token(FastDPOTrainer)
-assert trainer.why_stock is None, trainer.why_stock
+assert trainer.stock_reason is None, trainer.stock_reason
 apart = (stock - fast).abs().max().item()
 assert apart < (1e-3 if profile.model.compute_dtype == "float32" else 0.25)
 print(f"{stock.shape[0]} sequences; the log-prob of no token differs by more than {apart:.1g} nats")

@@ -41,7 +41,6 @@ from dpo_kit.evaluation.controls import run_controls
 from dpo_kit.evaluation.statistics import (
     decisive_prompts_needed,
     holm,
-    in_words,
     kappa,
     mcnemar,
     paired_difference,
@@ -49,6 +48,7 @@ from dpo_kit.evaluation.statistics import (
     position_bias,
     prompts_needed,
     sign_test_power,
+    verdict_text,
     win_rate_at_k,
 )
 from dpo_kit.jsonl import read_jsonl
@@ -396,7 +396,7 @@ def found(treated, control, n, draws=300):
     for _ in range(draws):
         rows = random.integers(len(treated), size=n)
         difference = paired_difference(treated[rows], control[rows])
-        yield difference.mean, short(in_words(difference, n, SMALLEST_INTERESTING))
+        yield difference.mean, short(verdict_text(difference, n, SMALLEST_INTERESTING))
 
 
 severities = {n: list(found(column("dpo", "severity_match"), column("sft", "severity_match"), n)) for n in (30, 100, n)}

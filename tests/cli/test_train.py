@@ -12,7 +12,7 @@ from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.pipeline import chosen_answers, run
-from dpo_kit.preferences.external import gather
+from dpo_kit.preferences.external import load_external_pairs
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Response, read_pairs, read_records
 
@@ -58,7 +58,7 @@ def write_jsonl(path, made):
 def gathered(tmp_path, **data):
     profile = load_profile("tiny", data={"heldout": 0.25, **data})
     said = []
-    trained, held_out, _ = gather(profile, tmp_path / "bad.jsonl", 0, said.append)
+    trained, held_out, _ = load_external_pairs(profile, tmp_path / "bad.jsonl", 0, said.append)
     return trained, held_out, said
 
 

@@ -196,8 +196,8 @@ def test_an_endpoint_that_dies_half_way_is_left_alone_and_what_is_missing_is_sai
     reasons = Counter(reason for _, reason in result.missing["remote"])
     assert set(reasons) == {"temperature 1: HTTP 502", "temperature 1: not asked: 5 requests in a row had failed"}
     assert reasons["temperature 1: HTTP 502"] == server.asked.total() - 10 == 5
-    assert str(result.stopping()["remote"]) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
-    assert str(result.stopping()["ready"]) == "40 answers; how they ended is unknown"
+    assert str(result.count_stops()["remote"]) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
+    assert str(result.count_stops()["ready"]) == "40 answers; how they ended is unknown"
 
 
 def test_no_server_at_all_is_a_reason_too(serve):
@@ -339,7 +339,7 @@ def test_stages_interrupted_again_and_again_ask_nothing_twice_and_end_with_the_s
     interruptions = 0
     while True:
         try:
-            result = pipeline.run(profile, again, say=lambda line: None)
+            result = pipeline.run(profile, again, log=lambda line: None)
             break
         except KeyboardInterrupt:
             interruptions += 1

@@ -15,7 +15,6 @@ from dpo_kit.evaluation.statistics import (
     Interval,
     decisive_prompts_needed,
     holm,
-    in_words,
     mcnemar,
     mean_interval,
     paired_difference,
@@ -23,6 +22,7 @@ from dpo_kit.evaluation.statistics import (
     prompts_needed,
     sign_test_power,
     smallest_effect,
+    verdict_text,
 )
 from dpo_kit.evaluation.statistics.intervals import tango
 from dpo_kit.records import Verdict
@@ -248,19 +248,19 @@ def test_prompts_needed_have_the_power_and_one_fewer_has_not():
 
 
 def test_verdicts_in_words():
-    assert in_words(Interval(0.1, 0.02, 0.18), 100) == "better"
-    assert in_words(Interval(0.1, 0.02, 0.18), 100, higher_is_better=False) == "worse"
-    assert in_words(Interval(0.4, 0.32, 0.48), 100, null=0.5) == "worse"
-    assert in_words(Interval(0.01, -0.02, 0.04), 100, smallest_interesting=0.05) == "no difference larger than 0.05"
+    assert verdict_text(Interval(0.1, 0.02, 0.18), 100) == "better"
+    assert verdict_text(Interval(0.1, 0.02, 0.18), 100, higher_is_better=False) == "worse"
+    assert verdict_text(Interval(0.4, 0.32, 0.48), 100, null=0.5) == "worse"
+    assert verdict_text(Interval(0.01, -0.02, 0.04), 100, smallest_interesting=0.05) == "no difference larger than 0.05"
     # half-width 0.1 at n = 100, se 0.051: for 0.05, 100 (2.8 x 0.051 / 0.05)^2 = 817, two digits
-    assert in_words(Interval(0.05, -0.05, 0.15), 100) == "inconclusive: needs about 820 prompts"
+    assert verdict_text(Interval(0.05, -0.05, 0.15), 100) == "inconclusive: needs about 820 prompts"
     # where only 0.2 would matter, the same interval decides
-    assert in_words(Interval(0.05, -0.05, 0.15), 100, smallest_interesting=0.2) == "no difference larger than 0.2"
-    assert in_words(Interval(0.0, -0.1, 0.1), 100) == "inconclusive"
+    assert verdict_text(Interval(0.05, -0.05, 0.15), 100, smallest_interesting=0.2) == "no difference larger than 0.2"
+    assert verdict_text(Interval(0.0, -0.1, 0.1), 100) == "inconclusive"
 
 
 @given(st.floats(-1, 1), st.floats(0.001, 1), st.integers(10, 1000), st.sampled_from([None, 0.02, 0.1, 0.5]))
 def test_an_inconclusive_run_always_needs_more_prompts_than_it_had(mean, half, n, interesting):
-    said = in_words(Interval(mean, mean - half, mean + half), n, interesting)
+    said = verdict_text(Interval(mean, mean - half, mean + half), n, interesting)
     if "about" in said:
         assert int(said.split("about ")[1].split()[0].replace(",", "")) > n

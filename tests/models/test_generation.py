@@ -10,7 +10,7 @@ import torch
 
 from dpo_kit.models import generation
 from dpo_kit.models.answers import AnswerStore
-from dpo_kit.models.generation import GumbelNoise, Sampling, generate, sample_ids, stopping
+from dpo_kit.models.generation import GumbelNoise, Sampling, count_stops, generate, sample_ids
 from dpo_kit.models.loading import Arms, load_arms, load_base
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import load_profile
@@ -99,11 +99,11 @@ def test_completions_are_padded_and_masked_as_the_docstring_shows(arms):
 
 def test_how_answers_ended_is_counted_and_said():
     ends = [True] * 6 + [False] * 2 + [None]
-    counted = stopping([Response(prompt_id=str(i), text="", stopped=end) for i, end in enumerate(ends)])
+    counted = count_stops([Response(prompt_id=str(i), text="", stopped=end) for i, end in enumerate(ends)])
     assert (counted.answers, counted.stopped, counted.cut_off) == (9, 6, 2)
     assert (counted.stop_rate, counted.truncation_rate) == (0.75, 0.25)
     assert str(counted) == "9 answers: 75.0% ended by themselves, 25.0% were cut off, 1 unknown"
-    nothing = stopping([])
+    nothing = count_stops([])
     assert (nothing.stop_rate, nothing.truncation_rate) == (None, None)
     assert str(nothing) == "0 answers; how they ended is unknown"
 

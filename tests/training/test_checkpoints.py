@@ -7,7 +7,7 @@ import pytest
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
-from dpo_kit.training.checkpoints import MANIFEST, Checkpoints, manifest, why_damaged
+from dpo_kit.training.checkpoints import MANIFEST, Checkpoints, damage_in, manifest
 
 FILES = {"adapter_model.safetensors": b"weights" * 900, "ref/adapter_model.safetensors": b"reference", "rng.pth": b"x"}
 
@@ -49,7 +49,7 @@ def test_the_manifest_names_every_file_its_size_and_what_the_checkpoint_is_for(s
     assert sealed["files"]["rng.pth"]["bytes"] == len(b"x3")
     assert (sealed["step"], sealed["steps"]) == (3, 9)
     assert sealed["made_for"] == json.loads(json.dumps(saver.made_for))
-    assert why_damaged(folder) is None
+    assert damage_in(folder) is None
 
 
 def test_the_newest_by_number_is_taken_not_by_name(saver):
@@ -127,8 +127,8 @@ def test_only_the_last_two_stay_and_nothing_that_follows_them(saver):
 def test_nothing_is_removed_when_the_new_one_does_not_read_back_as_written(saver, monkeypatch):
     """A disk that returns something else than was written must not cost the checkpoints that are good."""
     kept = [saver.save(1), saver.save(2)]
-    monkeypatch.setattr("dpo_kit.training.checkpoints.why_damaged", lambda folder: "rng.pth was changed")
+    monkeypatch.setattr("dpo_kit.training.checkpoints.damage_in", lambda folder: "rng.pth was changed")
     with pytest.raises(DpoKitError, match="not as it was written"):
         saver.save(3)
     monkeypatch.undo()
-    assert all(why_damaged(folder) is None for folder in kept)
+    assert all(damage_in(folder) is None for folder in kept)

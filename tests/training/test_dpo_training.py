@@ -45,7 +45,7 @@ def test_only_the_policy_is_trained_and_in_fp32(trainer):
 
 
 def test_it_trains_on_the_fast_path(trainer):
-    assert trainer.why_stock is None
+    assert trainer.stock_reason is None
 
 
 def test_step_zero_is_ln_2_and_zero_margins(trainer):

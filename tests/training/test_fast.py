@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from trl import DPOConfig, DPOTrainer
 
 from dpo_kit.profiles import ROOT
-from dpo_kit.training.fast import FastDPOTrainer, self_test, why_not
+from dpo_kit.training.fast import FastDPOTrainer, self_test, unsupported_reason
 
 SHAPE = {
     "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -117,7 +117,7 @@ def test_every_loss_has_trls_value_gradient_and_metrics(tokenizer, rows, mode, c
         trainer(FastDPOTrainer, tokenizer, mode, checkpointing=checkpointing, max_tokens=budget)
         for budget in (None, 60)
     )
-    assert whole.why_stock is None
+    assert whole.stock_reason is None
     batch = stock.data_collator(rows)
     assert len(cut._groups(batch)) > 2, "the budget must cut this batch"
     for loss in LOSSES:
@@ -143,7 +143,7 @@ def test_every_option_that_touches_log_probs_has_trls_value(tokenizer, rows, opt
 def test_another_architecture_has_trls_value(tokenizer, rows):
     shape = Qwen3Config(**SHAPE, head_dim=16)
     stock, fast = (trainer(kind, tokenizer, "ref adapter", shape=shape) for kind in (DPOTrainer, FastDPOTrainer))
-    assert fast.why_stock is None
+    assert fast.stock_reason is None
     assert_same_step(stock, fast, stock.data_collator(rows))
 
 
@@ -159,7 +159,7 @@ def replaced(made):
 )
 def test_adapters_of_another_kind_have_trls_value(tokenizer, rows, lora, plain):
     stock, fast = (trainer(kind, tokenizer, "adapter", lora=lora) for kind in (DPOTrainer, FastDPOTrainer))
-    assert fast.why_stock is None
+    assert fast.stock_reason is None
     assert bool(replaced(fast)) == plain
     assert_same_step(stock, fast, stock.data_collator(rows))
 
@@ -257,22 +257,22 @@ def test_twenty_steps_have_trls_loss_curve(tokenizer):
 )
 def test_models_it_does_not_fit_are_named_with_the_reason(kind, options, reason):
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SHAPE, **options))
-    found = why_not(model)
+    found = unsupported_reason(model)
     assert found is None if reason is None else reason in found
 
 
 def test_prompt_learning_and_dropout_are_reasons_too():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
     prompted = get_peft_model(copy.deepcopy(model), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    assert "prompt of its own" in why_not(prompted)
+    assert "prompt of its own" in unsupported_reason(prompted)
     dropping = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear"))
-    assert "dropout" in why_not(dropping)
+    assert "dropout" in unsupported_reason(dropping)
 
 
 def test_where_it_does_not_apply_it_is_trls_trainer(tokenizer, rows):
     shape = CONFIG_MAPPING["mistral"](**SHAPE, sliding_window=8)
     stock, fast = (trainer(kind, tokenizer, "adapter", shape=shape) for kind in (DPOTrainer, FastDPOTrainer))
-    assert "sliding window" in fast.why_stock
+    assert "sliding window" in fast.stock_reason
     batch = stock.data_collator(rows)
     assert step(fast, batch)[0] == step(stock, batch)[0]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.models.identity import origin_of
+from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.models.loading import add_adapter, load_base
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import PreferencePair, read_pairs
@@ -244,7 +244,7 @@ def test_a_rate_that_blows_the_model_up_is_stopped_and_logged_as_it_was(small_ru
             [],
             tmp_path,
             0,
-            say=lambda line: None,
+            log=lambda line: None,
         )
     last = read_log(tmp_path / "log.jsonl")[-1]
     assert not all(math.isfinite(last[name]) for name in ("loss", "grad_norm", "rewards/margins"))
@@ -280,13 +280,13 @@ def test_a_training_of_a_large_base_shows_in_a_sample_of_its_weights(base, monke
     monkeypatch.setattr("dpo_kit.models.identity.WHOLE", 0)
     profile = base()
     model, _ = load_base(profile)
-    before = origin_of(model)
+    before = base_fingerprint(model)
     path = next((ROOT / profile.model.path).glob("*.safetensors"))
     weights = load_file(path)
     save_file({n: w * 1.01 if "_proj" in n else w for n, w in weights.items()}, path, metadata={"format": "pt"})
-    assert origin_of(model)["weights"] != before["weights"]
+    assert base_fingerprint(model)["weights"] != before["weights"]
     save_file(weights, path, metadata={"format": "pt"})
-    assert origin_of(model) == before
+    assert base_fingerprint(model) == before
 
 
 def test_the_same_base_elsewhere_and_unquantised_is_the_same_base(small_run, base):

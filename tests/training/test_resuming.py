@@ -18,11 +18,11 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.profiles import ROOT
 from dpo_kit.records import read_pairs
-from dpo_kit.training.checkpoints import manifest, why_damaged
+from dpo_kit.training.checkpoints import damage_in, manifest
 from dpo_kit.training.dpo import train_dpo
+from dpo_kit.training.interruption import TrainingStopped
 from dpo_kit.training.metrics_log import read_log, timeless
 from dpo_kit.training.sft import train_sft
-from dpo_kit.training.stopping import TrainingStopped
 from dpo_kit.triage.demonstrations import Noise, demonstrate
 
 
@@ -50,7 +50,7 @@ def dpo(small_run):
 
 @pytest.fixture(scope="module")
 def whole(dpo, tmp_path_factory):
-    return dpo(tmp_path_factory.mktemp("whole"), say=lambda line: None)
+    return dpo(tmp_path_factory.mktemp("whole"), log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def stopped(dpo, tmp_path_factory):
     """A run that was stopped at step 5, with checkpoints of steps 4 and 5."""
     folder, stop = tmp_path_factory.mktemp("stopped"), threading.Event()
     with pytest.raises(TrainingStopped, match="stopped at step 5 of 6; run the same again"):
-        dpo(folder, callbacks=[At(5, stop.set)], stop=stop, say=lambda line: None)
+        dpo(folder, callbacks=[At(5, stop.set)], stop=stop, log=lambda line: None)
     return folder
 
 
@@ -81,12 +81,12 @@ def assert_equal_runs(found, whole):
 def test_a_stop_saves_within_the_step_and_the_run_goes_on_bit_for_bit(dpo, stopped, whole, tmp_path):
     """It goes on elsewhere, from another folder, and what a subscriber hears then is the whole run."""
     newest = stopped / "checkpoints" / "checkpoint-5"
-    assert why_damaged(newest) is None
+    assert damage_in(newest) is None
     assert not (stopped / "adapter").exists()
     said, heard = [], []
     watcher = type("Watcher", (), {"on_row": lambda self, row: heard.append(row)})()
     scratch = shutil.copytree(stopped / "checkpoints", tmp_path / "scratch")
-    resumed = dpo(tmp_path / "resumed", scratch=scratch, callbacks=[watcher], say=said.append)
+    resumed = dpo(tmp_path / "resumed", scratch=scratch, callbacks=[watcher], log=said.append)
     assert said == ["checkpoint-5: verified, going on from it"]
     assert_equal_runs(resumed, whole)
     assert timeless(heard)[-len(read_log(whole / "log.jsonl")) :] == timeless(read_log(whole / "log.jsonl"))
@@ -95,7 +95,7 @@ def test_a_stop_saves_within_the_step_and_the_run_goes_on_bit_for_bit(dpo, stopp
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(dpo, stopped, whole, tmp_path):
     folder, said = shutil.copytree(stopped, tmp_path / "run"), []
     (folder / "checkpoints" / "checkpoint-5" / "optimizer.pt").unlink()
-    dpo(folder, say=said.append)
+    dpo(folder, log=said.append)
     assert said[0] == "checkpoint-5: passed over, optimizer.pt is missing"
     assert said[1] == "checkpoint-4: verified, going on from it"
     assert_equal_runs(folder, whole)
@@ -107,7 +107,7 @@ def test_a_finished_training_that_is_run_again_only_writes_its_adapter(dpo, whol
     shutil.rmtree(folder / "adapter")
     (folder / "log.jsonl").unlink()
     steps = []
-    dpo(folder, callbacks=[At(7, lambda: steps.append(7))], say=lambda line: None)
+    dpo(folder, callbacks=[At(7, lambda: steps.append(7))], log=lambda line: None)
     assert not steps
     assert_equal_runs(folder, whole)
 
@@ -117,7 +117,7 @@ def test_other_pairs_do_not_go_on_from_these_checkpoints(dpo, stopped, tmp_path)
     vars(other).update(vars(dpo), pairs=dpo.pairs[::-1])
     stop.set()
     with pytest.raises(TrainingStopped, match="stopped at step 1 of 6"):
-        other(folder, stop=stop, say=said.append)
+        other(folder, stop=stop, log=said.append)
     assert said[0] == "checkpoint-5: passed over, it is of another run, which differs in data_sha256"
 
 
@@ -127,10 +127,10 @@ def test_other_pairs_do_not_go_on_from_these_checkpoints(dpo, stopped, tmp_path)
 def test_a_signal_saves_and_ends_as_its_sender_expects(dpo, tmp_path, number, ending, code, capsys):
     before = signal.getsignal(number)
     with pytest.raises(ending) as ended:
-        dpo(tmp_path, callbacks=[At(1, lambda: os.kill(os.getpid(), number))], say=lambda line: None)
+        dpo(tmp_path, callbacks=[At(1, lambda: os.kill(os.getpid(), number))], log=lambda line: None)
     assert getattr(ended.value, "code", None) == code
     assert "stopped at step 1 of 6" in (capsys.readouterr().err if code else str(ended.value))
-    assert why_damaged(tmp_path / "checkpoints" / "checkpoint-1") is None
+    assert damage_in(tmp_path / "checkpoints" / "checkpoint-1") is None
     assert signal.getsignal(number) == before
 
 
@@ -140,7 +140,7 @@ def test_a_second_signal_interrupts_at_once(dpo, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        dpo(tmp_path, callbacks=[At(1, twice)], say=lambda line: None)
+        dpo(tmp_path, callbacks=[At(1, twice)], log=lambda line: None)
     assert not list(tmp_path.glob("checkpoints/checkpoint-*"))
 
 
@@ -155,7 +155,7 @@ def test_a_reference_that_moves_is_found_at_the_next_save(dpo, tmp_path):
     moved.shift = shift
     moved.on_train_begin = lambda args, state, control, model=None, **kwargs: setattr(moved, "model", model)
     with pytest.raises(DpoKitError, match="the reference changed: at step 4 and at the start its log-probs"):
-        dpo(tmp_path, callbacks=[moved], say=lambda line: None)
+        dpo(tmp_path, callbacks=[moved], log=lambda line: None)
     assert [path.name for path in tmp_path.glob("checkpoints/checkpoint-*")] == ["checkpoint-2"]
 
 
@@ -182,7 +182,7 @@ def test_sft_goes_on_bit_for_bit(small_profile, incidents, tmp_path):
         (tmp_path / name).mkdir()
 
     def train(name, **options):
-        train_sft(small_profile, prompts, demonstrations, tmp_path / name, 0, say=lambda line: None, **options)
+        train_sft(small_profile, prompts, demonstrations, tmp_path / name, 0, log=lambda line: None, **options)
 
     train("whole")
     with pytest.raises(TrainingStopped, match="stopped at step 2 of 4"):

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from dpo_kit.training.checkpoints import manifest, why_damaged
+from dpo_kit.training.checkpoints import damage_in, manifest
 from tests.conftest import SMALL
 from tests.jupyterlab import browser_page, find_chromium, lab, run_all_cells
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from dpo_kit.records import read_pairs
 from dpo_kit.profiles import load_profile
 from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.stopping import TrainingStopped
+from dpo_kit.training.interruption import TrainingStopped
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.dashboard import Dashboard, show_training
 
@@ -132,7 +132,7 @@ def test_curves_move_stop_saves_and_nothing_is_fetched_from_outside(room):
     stopped = int(re.search(r"stopped at step (\d+)", end["said"])[1])
     assert 0 <= stopped - end["after"] <= 2
     checkpoint = root / "out" / "checkpoints" / f"checkpoint-{stopped}"
-    assert why_damaged(checkpoint) is None
+    assert damage_in(checkpoint) is None
     assert manifest(checkpoint)["step"] == stopped
 
     outside = [url for url in asked if not url.startswith((address, "data:", "blob:"))]

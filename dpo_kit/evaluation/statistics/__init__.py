@@ -27,7 +27,7 @@ from dpo_kit.evaluation.statistics.power import (
     smallest_effect,
 )
 from dpo_kit.evaluation.statistics.ranking import bradley_terry
-from dpo_kit.evaluation.statistics.words import in_words
+from dpo_kit.evaluation.statistics.words import verdict_text
 
 __all__ = [
     "Interval",
@@ -42,7 +42,6 @@ __all__ = [
     "by_length_quartile",
     "decisive_prompts_needed",
     "holm",
-    "in_words",
     "kappa",
     "length_controlled",
     "mcnemar",
@@ -56,5 +55,6 @@ __all__ = [
     "same_length_share",
     "sign_test_power",
     "smallest_effect",
+    "verdict_text",
     "win_rate_at_k",
 ]

@@ -5,7 +5,7 @@ from dpo_kit.evaluation.statistics.intervals import Interval, Z
 POWER_80 = 0.8416  # the normal's 80% point
 
 
-def in_words(
+def verdict_text(
     interval: Interval,
     n: int,
     smallest_interesting: float | None = None,

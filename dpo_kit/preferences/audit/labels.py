@@ -55,7 +55,7 @@ def cycles(keys: Sequence[Key], skip: Sequence[int]) -> dict[int, str]:
 
 
 @dataclass(frozen=True)
-class Noise:
+class LabelNoise:
     """How often two judgements of one pair agree, and the error rate of a single label that explains it.
 
     Two labels that are wrong independently with probability e agree with probability A = (1 - e)^2 + e^2, so
@@ -69,7 +69,7 @@ class Noise:
     high: float | None
 
 
-def label_noise(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> Noise | None:
+def label_noise(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> LabelNoise | None:
     """The noise of labels from pairs that were judged more than once, each such pair weighing the same; None without.
 
     A row that repeats another with its verdict is a copy, not a second judgement. The interval is Wilson's over pairs.
@@ -84,11 +84,11 @@ def label_noise(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> Noise |
         return None
     agreement = sum(shares) / len(shares)
     low, high = wilson(sum(shares), len(shares))
-    return Noise(len(shares), agreement, error_rate(agreement), error_rate(high), error_rate(low))
+    return LabelNoise(len(shares), agreement, error_rate(agreement), error_rate(high), error_rate(low))
 
 
 def error_rate(agreement: float) -> float | None:
-    """The e of `Noise`; None where labels agree less often than coins: they were turned round, not wrong by chance."""
+    """The error rate e of `LabelNoise`. None where labels agree less often than coins would: then they are reversed."""
     return None if agreement < 0.5 else (1 - math.sqrt(2 * agreement - 1)) / 2
 
 

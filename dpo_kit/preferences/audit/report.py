@@ -196,7 +196,7 @@ def _is_strong(lean: shortcuts.Lean) -> bool:
 def _shortcuts(leans: Sequence[shortcuts.Lean], guess: shortcuts.Guess | None) -> Finding:
     if guess is None:
         return skipped("surface shortcuts", f"{shortcuts.ENOUGH} different prompts")
-    strong = [lean.in_words for lean in leans if _is_strong(lean)]
+    strong = [lean.verdict_text for lean in leans if _is_strong(lean)]
     said = f"surface features alone tell chosen from rejected {guess.accuracy:.1%} [{guess.low:.1%}, {guess.high:.1%}]"
     severity = "warning" if strong or guess.low > STRONG else "info"
     if severity == "warning":

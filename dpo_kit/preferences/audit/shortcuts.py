@@ -63,7 +63,7 @@ class Lean:
     accuracy: float
 
     @property
-    def in_words(self) -> str:
+    def verdict_text(self) -> str:
         """Which way the label leans, and how often that guesses right."""
         return f"{'more' if self.share > 0.5 else 'less'} {self.feature} {self.accuracy:.0%}"
 

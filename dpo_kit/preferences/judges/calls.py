@@ -61,7 +61,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """The text of a reply and when it was given, in ISO 8601."""
 
     text: str
@@ -101,7 +101,7 @@ class JudgeClient:
                 write_atomically(self._path(key), json.dumps(asdict(answer)))
             return value, answer.at
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Reply:
         """The whole text of a reply, after at most `attempts` requests."""
         attempt = 1
         while True:
@@ -117,7 +117,7 @@ class JudgeClient:
             self.sleep(wait)
         if completion.problem:
             raise Unanswered(completion.problem)
-        return Answer(completion.text, datetime.now(UTC).isoformat(timespec="seconds"))
+        return Reply(completion.text, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _given_up(self, failure: Failed, attempts: int) -> Exception:
         if not self._reached:
@@ -164,10 +164,10 @@ class JudgeClient:
     def _path(self, key: str) -> Path:
         return self.cache / key[:2] / f"{key}.json"
 
-    def _recall(self, key: str) -> Answer | None:
+    def _recall(self, key: str) -> Reply | None:
         try:
             saved = json.loads(self._path(key).read_text(encoding="utf-8"))
-            return Answer(str(saved["text"]), str(saved["at"]))
+            return Reply(str(saved["text"]), str(saved["at"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None  # absent or damaged
 

@@ -11,7 +11,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What a check found; shown as one line."""
 
     passed: bool
@@ -23,7 +23,7 @@ class Verdict:
 
 def verdict_on(
     answer: Callable, right: Callable, mistakes: dict[str, Callable], cases: Sequence[tuple], tolerance: float = 1e-5
-) -> Verdict:
+) -> CheckResult:
     """Compare `answer` with `right` on every case, and name the first of `mistakes` that explains a difference.
 
     All are functions of the same arguments; `mistakes` maps a hint to the function that makes that mistake. A hint is
@@ -33,18 +33,18 @@ def verdict_on(
     try:
         given = [answer(*case) for case in cases]
     except NotImplementedError:
-        return Verdict(False, f"not yet: {name} is still to be written")
+        return CheckResult(False, f"not yet: {name} is still to be written")
     except Exception as error:  # the reader's code may raise anything, and the notebook runs on
-        return Verdict(False, f"not right: {name} raised {type(error).__name__}: {error}")
+        return CheckResult(False, f"not right: {name} raised {type(error).__name__}: {error}")
     if any(value is None or value is ... for value in given):
-        return Verdict(False, f"not yet: {name} returns nothing")
+        return CheckResult(False, f"not yet: {name} returns nothing")
     expected = [right(*case) for case in cases]
     if _agree(given, expected, tolerance):
-        return Verdict(True, f"right: {name} agrees on all {len(cases)} cases")
+        return CheckResult(True, f"right: {name} agrees on all {len(cases)} cases")
     for hint, mistake in mistakes.items():
         if _agree(given, [mistake(*case) for case in cases], tolerance):
-            return Verdict(False, f"not right: {hint}")
-    return Verdict(False, _first_difference(name, given, expected, tolerance))
+            return CheckResult(False, f"not right: {hint}")
+    return CheckResult(False, _first_difference(name, given, expected, tolerance))
 
 
 def _agree(given: list, expected: list, tolerance: float) -> bool:

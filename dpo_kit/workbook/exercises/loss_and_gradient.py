@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 from dpo_kit.workbook.theory.losses import dpo_loss, simpo_loss
 
 
-def check_completion_mask(answer: Callable) -> Verdict:
+def check_completion_mask(answer: Callable) -> CheckResult:
     """`answer(prompt_lengths, lengths, width)`: tokens before the answer and in all, (N,) each; mask (N, width) out."""
     cases = [(torch.tensor([2, 3, 1]), torch.tensor([5, 4, 6]), 8), (torch.tensor([4, 1]), torch.tensor([7, 7]), 9)]
     return verdict_on(answer, _mask, _COMPLETION_MASK, cases)
 
 
-def check_completion_logps(answer: Callable) -> Verdict:
+def check_completion_logps(answer: Callable) -> CheckResult:
     """`answer(logits, input_ids, mask)`: (N, T, V), (N, T) and (N, T) in; log pi(y|x), (N,), out."""
     random = torch.Generator().manual_seed(3)
     cases = []
@@ -27,7 +27,7 @@ def check_completion_logps(answer: Callable) -> Verdict:
     return verdict_on(answer, _completion_logps, _COMPLETION_LOGPS, cases)
 
 
-def check_dpo_gradient(answer: Callable) -> Verdict:
+def check_dpo_gradient(answer: Callable) -> CheckResult:
     """`answer(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta)`: dL/d(policy_chosen) of each pair, (B,).
 
     All four log-probs are (B,); L is the DPO loss of the pair, not the mean over the batch.
@@ -36,7 +36,7 @@ def check_dpo_gradient(answer: Callable) -> Verdict:
     return verdict_on(answer, _gradient, _DPO_GRADIENT, [(*logps, 0.1), (*logps, 0.4)])
 
 
-def check_simpo_loss(answer: Callable) -> Verdict:
+def check_simpo_loss(answer: Callable) -> CheckResult:
     """`answer(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths, beta, gamma)`: losses, (B,)."""
     logps = -30 * torch.rand(2, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     lengths = torch.tensor([12, 5, 30, 8]), torch.tensor([10, 25, 6, 8])

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.models.logprobs import exact_kl
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 from dpo_kit.workbook.theory import exact
 from dpo_kit.workbook.theory.losses import dpo_loss
 
 
-def check_optimal_policy(answer: Callable) -> Verdict:
+def check_optimal_policy(answer: Callable) -> CheckResult:
     """`answer(ref_probs, rewards, beta)`: (X, Y), (X, Y) and a number in, pi* of shape (X, Y) out."""
     random = torch.Generator().manual_seed(0)
     ref_probs, rewards = torch.randn(2, 3, 4, generator=random, dtype=torch.float64)
@@ -20,17 +20,17 @@ def check_optimal_policy(answer: Callable) -> Verdict:
     return verdict_on(answer, exact.optimal_policy, _OPTIMAL_POLICY, cases)
 
 
-def check_dpo_loss(answer: Callable) -> Verdict:
+def check_dpo_loss(answer: Callable) -> CheckResult:
     """`answer(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)`: losses (B,)."""
     logps = -30 * torch.rand(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     far = torch.tensor([-1e4, 0.0, 0.0, -1e4], dtype=torch.float64).unsqueeze(1)
     verdict = verdict_on(answer, _losses, _DPO_LOSS, [(*logps, 0.1), (*logps, 0.5)])
     if verdict.passed and not torch.as_tensor(answer(*far, 1.0)).isfinite().all():
-        return Verdict(False, "not right: at log-probs of -10,000 it overflows; F.logsigmoid does not")
+        return CheckResult(False, "not right: at log-probs of -10,000 it overflows; F.logsigmoid does not")
     return verdict
 
 
-def check_sequence_kl(answer: Callable) -> Verdict:
+def check_sequence_kl(answer: Callable) -> CheckResult:
     """`answer(policy_logits, ref_logits, mask)`: (B, T, V) twice and (B, T) in, KL(pi || pi_ref) of shape (B,) out."""
     random = torch.Generator().manual_seed(2)
     cases = []
@@ -40,7 +40,7 @@ def check_sequence_kl(answer: Callable) -> Verdict:
     return verdict_on(answer, _sequence_kl, _SEQUENCE_KL, cases)
 
 
-def check_gap_at_optimum(answer: Callable) -> Verdict:
+def check_gap_at_optimum(answer: Callable) -> CheckResult:
     """`answer(p, beta)`: the optimum's log-ratio gap where the first of two answers wins with probability p."""
     return verdict_on(answer, lambda p, beta: _logit(p) / beta, _GAP, [(0.8, 0.1), (0.8, 2.0), (0.3, 0.5)])
 

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 
 WINNERS = ("a", "b", "tie", "unjudged")
 
 
-def check_collapse(answer: Callable) -> Verdict:
+def check_collapse(answer: Callable) -> CheckResult:
     """`answer(forward, backward)`: a judge's winners in both orders in, one winner out."""
     cases = list(product(WINNERS, repeat=2))
     return verdict_on(answer, _collapse, _COLLAPSE, cases)
 
 
-def check_error_rate(answer: Callable) -> Verdict:
+def check_error_rate(answer: Callable) -> CheckResult:
     """`answer(accuracy, position_bias, length_bias, longer)`: how often the simulated annotator is wrong."""
     cases = [
         (1.0, 0.0, 0.0, 0.5),
@@ -26,7 +26,7 @@ def check_error_rate(answer: Callable) -> Verdict:
     return verdict_on(answer, _error_rate, _ERROR_RATE, cases)
 
 
-def check_kappa(answer: Callable) -> Verdict:
+def check_kappa(answer: Callable) -> CheckResult:
     """`answer(x, y)`: two lists of labels in, Cohen's kappa out."""
     cases = [
         (list("aabbt"), list("aabbt")),
@@ -37,7 +37,7 @@ def check_kappa(answer: Callable) -> Verdict:
     return verdict_on(answer, _kappa, _KAPPA, cases)
 
 
-def check_split(answer: Callable) -> Verdict:
+def check_split(answer: Callable) -> CheckResult:
     """`answer(prompts, every)`: a prompt a pair in, True where the pair is held out."""
     cases = [(list("xyzxyz"), 3), (list("aabbccdd"), 2), (list("pqpqrs"), 4)]
     return verdict_on(answer, _split, _SPLIT, cases)

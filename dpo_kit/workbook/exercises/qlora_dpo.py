@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 
 Checkpoint = tuple[int, dict[str, str], dict[str, str]]
 
 
-def check_merge(answer: Callable) -> Verdict:
+def check_merge(answer: Callable) -> CheckResult:
     """`answer(weight, a, b, alpha)`: W (out, in), A (r, in), B (out, r) and alpha in; the merged weight out."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(6, 4, 2, 8.0), (5, 5, 3, 3.0), (5, 5, 5, 16.0)]
@@ -21,7 +21,7 @@ def check_merge(answer: Callable) -> Verdict:
     return verdict_on(answer, _merge, _MERGE, cases)
 
 
-def check_newest(answer: Callable) -> Verdict:
+def check_newest(answer: Callable) -> CheckResult:
     """`answer(checkpoints)`: a list of (step, promised, found) in, where both map a file's name to its hash.
 
     Out comes the step to go on from: the highest of those that are whole, else 0.
@@ -40,7 +40,7 @@ def check_newest(answer: Callable) -> Verdict:
     return verdict_on(answer, _newest, _NEWEST, cases)
 
 
-def check_saving(answer: Callable) -> Verdict:
+def check_saving(answer: Callable) -> CheckResult:
     """`answer(lengths)`: a batch of (prompt, chosen, rejected) in tokens; positions padded over positions shared."""
     cases = [([(10, 5, 5)],), ([(30, 10, 10), (30, 10, 10)],), ([(8, 4, 20), (60, 9, 3), (5, 2, 2)],)]
     return verdict_on(answer, _saving, _SAVING, cases)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 
 # The levels of NF4 (QLoRA, arXiv 2305.14314, appendix E), to four places.
 LEVELS = torch.tensor([
@@ -14,7 +14,7 @@ LEVELS = torch.tensor([
 ])  # fmt: skip
 
 
-def check_rounding(answer: Callable) -> Verdict:
+def check_rounding(answer: Callable) -> CheckResult:
     """`answer(block, levels)`: weights (N,) and the 16 levels in; the weights as NF4 stores them, (N,), out."""
     draw = torch.Generator().manual_seed(0)
     blocks = [0.3 * torch.randn(64, generator=draw), 5 * torch.randn(64, generator=draw) - 4]
@@ -22,13 +22,13 @@ def check_rounding(answer: Callable) -> Verdict:
     return verdict_on(answer, _rounding, _ROUNDING, [(block, LEVELS) for block in blocks])
 
 
-def check_adapter_size(answer: Callable) -> Verdict:
+def check_adapter_size(answer: Callable) -> CheckResult:
     """`answer(layers, r)`: a list of (inputs, outputs) and the rank in; the number of trained weights out."""
     cases = [([(192, 192)], 8), ([(192, 576), (576, 192), (192, 192)], 32), ([(4096, 1024)] * 36, 16)]
     return verdict_on(answer, _adapter_size, _ADAPTER_SIZE, cases)
 
 
-def check_sft_loss(answer: Callable) -> Verdict:
+def check_sft_loss(answer: Callable) -> CheckResult:
     """`answer(logits, input_ids, mask)`: (N, T, V), (N, T) and (N, T) in; the mean loss of a trained token out."""
     draw = torch.Generator().manual_seed(1)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]).bool()

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 
 from dpo_kit.triage.incidents import SEVERITIES, severity
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 
 
-def check_severity(answer: Callable) -> Verdict:
+def check_severity(answer: Callable) -> CheckResult:
     """`answer(impact, share)`: 0 to 3 and percent of users in, "SEV1" to "SEV4" out."""
     cases = [(impact, share) for impact in range(4) for share in (1, 9, 10, 39, 40, 99)]
     return verdict_on(answer, severity, _SEVERITY, cases)
 
 
-def check_decisive_win_rate(answer: Callable) -> Verdict:
+def check_decisive_win_rate(answer: Callable) -> CheckResult:
     """`answer(wins, ties, losses)`: the share of decided prompts that were won."""
     cases = [(30, 50, 20), (1, 0, 3), (8, 92, 0)]
     return verdict_on(answer, lambda wins, ties, losses: wins / (wins + losses), _WIN_RATE, cases)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from statistics import variance
 
-from dpo_kit.workbook.exercises import Verdict, verdict_on
+from dpo_kit.workbook.exercises import CheckResult, verdict_on
 
 BOTH_POINTS = 2.8  # the normal's 97.5% point and its 80% point, added: 5% two-sided, 80% power
 
 
-def check_pairing(answer: Callable) -> Verdict:
+def check_pairing(answer: Callable) -> CheckResult:
     """`answer(treated, control)`: two lists of scores on the same prompts in, unpaired over paired variance out."""
     cases = [
         ([1, 1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0]),
@@ -20,19 +20,19 @@ def check_pairing(answer: Callable) -> Verdict:
     return verdict_on(answer, _pairing, _PAIRING, cases)
 
 
-def check_sign_test(answer: Callable) -> Verdict:
+def check_sign_test(answer: Callable) -> CheckResult:
     """`answer(wins, losses)`: two counts in, the exact two-sided p-value out."""
     cases = [(8, 2), (2, 8), (5, 5), (10, 0), (234, 83), (17, 11)]
     return verdict_on(answer, _sign_test, _SIGN_TEST, cases)
 
 
-def check_holm(answer: Callable) -> Verdict:
+def check_holm(answer: Callable) -> CheckResult:
     """`answer(p_values)`: a list in, the adjusted p-values in the same order out."""
     cases = [([0.01, 0.04, 0.03],), ([0.2, 0.001, 0.03, 0.035],), ([0.9, 0.6],), ([0.02],)]
     return verdict_on(answer, _holm, _HOLM, cases)
 
 
-def check_prompts_needed(answer: Callable) -> Verdict:
+def check_prompts_needed(answer: Callable) -> CheckResult:
     """`answer(effect, sd)`: the difference to see and the spread of differences in, a number of prompts out."""
     cases = [(0.05, 0.4), (0.1, 0.4), (-0.1, 0.55), (0.3, 0.6)]
     return verdict_on(answer, _prompts_needed, _PROMPTS_NEEDED, cases, tolerance=1e-9)

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_kit.profiles import ROOT
 from dpo_kit.workbook import exercises
-from dpo_kit.workbook.exercises import Verdict
+from dpo_kit.workbook.exercises import CheckResult
 
 TWINS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
 CHECKS = {
@@ -20,7 +20,7 @@ CHECKS = {
 }
 
 
-def verdicts(twin: Path) -> dict[str, Verdict]:
+def verdicts(twin: Path) -> dict[str, CheckResult]:
     """What a reader is told, by the check's name. Of the twin only imports, functions `my_...` and checks are run."""
     body = ast.parse(twin.read_text()).body
     needed = [

@@ -32,7 +32,11 @@ MISTAKES = [
     (MASK, lambda p, n, w: (positions(w) >= p[:, None]) & (positions(w) < (p + n)[:, None]), "adding the prompt"),
     (LOGPS, lambda x, ids, m: (x[:, :-1].log_softmax(-1).sum(-1) * m[:, 1:]).sum(-1), "over the vocabulary: gather"),
     (LOGPS, lambda x, ids, m: (x.log_softmax(-1).sum(-1) * m).sum(-1), "not shifted either"),
-    (LOGPS, lambda x, ids, m: (x.log_softmax(-1).gather(2, ids[..., None])[..., 0] * m).sum(1), "predict the next"),
+    (
+        LOGPS,
+        lambda x, ids, m: (x.log_softmax(-1).gather(2, ids[..., None])[..., 0] * m).sum(1),
+        "predict the next",
+    ),
     (
         LOGPS,
         lambda x, ids, m: (x.log_softmax(-1)[:, 1:].gather(2, ids[:, :-1, None])[..., 0] * m[:, :-1]).sum(1),
@@ -43,7 +47,11 @@ MISTAKES = [
     (LOGPS, lambda x, ids, m: (gathered(x, ids) * m[:, 1:]).mean(1), "mean over all positions"),
     (LOGPS, lambda x, ids, m: gathered(x, ids).sum(1), "prompt and padding"),
     (LOGPS, lambda x, ids, m: -(gathered(x, ids) * m[:, 1:]).sum(1), "cross-entropy"),
-    (LOGPS, lambda x, ids, m: (x[:, :-1].gather(2, ids[:, 1:, None])[..., 0] * m[:, 1:]).sum(1), "as if they were"),
+    (
+        LOGPS,
+        lambda x, ids, m: (x[:, :-1].gather(2, ids[:, 1:, None])[..., 0] * m[:, 1:]).sum(1),
+        "as if they were",
+    ),
     (LOGPS, lambda x, ids, m: (gathered(x, ids).exp() * m[:, 1:]).sum(1), "probabilities added up"),
     (LOGPS, lambda x, ids, m: gathered(x, ids) * m[:, 1:], "single tokens"),
     (GRADIENT, lambda *a: a[-1] * torch.sigmoid(-margin(*a)), "the sign"),
