@@ -24,9 +24,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dpo_kit.jsonl import write_pairs
 from dpo_kit.preferences.audit import AuditReport, audit_pairs
 from dpo_kit.profiles import ROOT
-from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, write_pairs
+from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.triage.demonstrations import Noise, hurried_answer
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts

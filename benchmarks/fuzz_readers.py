@@ -20,12 +20,12 @@ import atheris
 
 with atheris.instrument_imports(include=["dpo_kit", "json", "csv"]):
     from dpo_kit.errors import DpoKitError
-    from dpo_kit.jsonl import raw_lines, read_jsonl
+    from dpo_kit.jsonl import raw_lines, read_jsonl, read_pairs, write_pairs
     from dpo_kit.preferences.importers import import_pairs
     from dpo_kit.preferences.importers.formats import FORMATS
     from dpo_kit.preferences.judges import prompt as judge_prompt
     from dpo_kit.profiles import ROOT
-    from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, read_pairs, write_pairs
+    from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 
 KINDS = ("jsonl", "json", "csv", "parquet")
 WORDS = r"""role content user assistant prompt chosen rejected completion label fields responses annotations data

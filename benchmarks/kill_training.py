@@ -34,8 +34,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
 from dpo_kit.files import hashes, sha256
+from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
 from dpo_kit.profiles import load_profile
-from dpo_kit.records import Prompt, read_pairs, read_records, write_pairs, write_records
+from dpo_kit.records import Prompt
 from dpo_kit.training.dpo import dpo_trainer, train_dpo
 from dpo_kit.training.metrics_log import read_log, timeless
 

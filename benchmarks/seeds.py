@@ -16,10 +16,11 @@ from pathlib import Path
 from dpo_kit.evaluation.comparison import compare, first_answers
 from dpo_kit.evaluation.controls import run_controls
 from dpo_kit.files import write_atomically
+from dpo_kit.jsonl import read_records
 from dpo_kit.pipeline import rubric_judge, run
 from dpo_kit.preferences.judges import both_orders
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Prompt, Response, read_records
+from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 
 METRICS = ("format_conformance", "severity_match", "faithfulness", "action_match")

@@ -1,4 +1,4 @@
-"""JSON, read strictly and without loss; JSON Lines in and out.
+"""JSON, read strictly and without loss; JSON Lines in and out, as plain objects or as records.
 
 A line is good or bad. A bad one is not repaired and not passed over in silence: it is the reader's error, or, where the
 caller names a quarantine file, it is put there as it was, with its number and what is wrong, and the good ones go on.
@@ -19,8 +19,10 @@ from pydantic import ValidationError
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
+from dpo_kit.records import PreferencePair, Record
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 BOM = b"\xef\xbb\xbf"
 MAX_DEPTH = 100  # pydantic writes no value nested deeper than 255
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,6 +73,31 @@ def read_lines(
         if bad:
             log(f"{path}: {len(bad)} of {len(good) + len(bad)} lines put aside in {quarantine}")
     return good
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, all or nothing."""
+    write_jsonl(path, (record.model_dump() for record in records))
+
+
+def read_records(
+    path: Path, kind: type[R], quarantine: Path | None = None, log: Callable[[str], None] = print
+) -> list[R]:
+    """Read records of one kind. Bad lines raise, or go to `quarantine`, as in `read_lines`."""
+    return read_lines(path, kind.model_validate, quarantine, log)
+
+
+def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
+    """Write pairs in TRL's format with their origin beside them, all or nothing."""
+    write_jsonl(path, (pair.to_json() for pair in pairs))
+
+
+def read_pairs(path: Path, quarantine: Path | None = None, log: Callable[[str], None] = print) -> list[PreferencePair]:
+    """Read what `write_pairs` wrote. Bad lines raise, or go to `quarantine`, as in `read_lines`.
+
+    Other people's files are read by `preferences.importers.import_pairs`.
+    """
+    return read_lines(path, PreferencePair.from_json, quarantine, log)
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes, sha256, write_atomically
+from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
 from dpo_kit.profiles import Profile
-from dpo_kit.records import PreferencePair, Prompt, Response, read_pairs, read_records, write_pairs, write_records
+from dpo_kit.records import PreferencePair, Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.triage.demonstrations import Noise, demonstrate
 from dpo_kit.triage.reports import draw_prompts

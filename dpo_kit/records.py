@@ -6,14 +6,12 @@ explicit-prompt format, so `pairs.jsonl` trains with any TRL trainer as it is.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_lines, write_jsonl
 
 Role = Literal["system", "user", "assistant"]
 Winner = Literal["a", "b", "tie", "unjudged"]
@@ -151,34 +149,6 @@ def role_fault(messages: Sequence[Message]) -> str | None:
     if len(turns) % 2 and all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
         return None
     return f"wrong role order ({', '.join(roles)}); user and assistant take turns, and the user has the last word"
-
-
-R = TypeVar("R", bound=Record)
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL, all or nothing."""
-    write_jsonl(path, (record.model_dump() for record in records))
-
-
-def read_records(
-    path: Path, kind: type[R], quarantine: Path | None = None, log: Callable[[str], None] = print
-) -> list[R]:
-    """Read records of one kind. Bad lines raise, or go to `quarantine`, as in `jsonl.read_lines`."""
-    return read_lines(path, kind.model_validate, quarantine, log)
-
-
-def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
-    """Write pairs in TRL's format with their origin beside them, all or nothing."""
-    write_jsonl(path, (pair.to_json() for pair in pairs))
-
-
-def read_pairs(path: Path, quarantine: Path | None = None, log: Callable[[str], None] = print) -> list[PreferencePair]:
-    """Read what `write_pairs` wrote. Bad lines raise, or go to `quarantine`, as in `jsonl.read_lines`.
-
-    Other people's files are read by `preferences.importers.import_pairs`.
-    """
-    return read_lines(path, PreferencePair.from_json, quarantine, log)
 
 
 def split_by_prompt(

@@ -9,9 +9,10 @@ import pytest
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.pipeline import run
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Prompt, Response, read_pairs, read_records
+from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import is_heldout
 

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_base, lora, save_adapter
 from dpo_kit.models.memory import SHAPES
 from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.profiles import load_profile, parse_overrides, profile_names
-from dpo_kit.records import PreferencePair, Prompt, Response, Verdict, read_pairs
+from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 from dpo_kit.training.arguments import rows_at_once
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.metrics_log import read_log

@@ -119,11 +119,11 @@ def test_every_notebook_but_the_solutions_has_a_solved_one():
 
 def test_rooms_know_only_what_the_design_allows():
     may_know = {
-        "triage": {"triage", "records", "errors", "files"},
-        "models": {"models", "records", "profiles", "errors", "files"},
+        "triage": {"triage", "records", "jsonl", "errors", "files"},
+        "models": {"models", "records", "jsonl", "profiles", "errors", "files"},
         "preferences": {"preferences", "models", "records", "jsonl", "profiles", "machine", "errors", "files"},
-        "training": {"training", "models", "records", "profiles", "errors", "files", "machine"},
-        "evaluation": {"evaluation", "models", "preferences", "records", "profiles", "errors", "files"},
+        "training": {"training", "models", "records", "jsonl", "profiles", "errors", "files", "machine"},
+        "evaluation": {"evaluation", "models", "preferences", "records", "jsonl", "profiles", "errors", "files"},
         "views": {"views", "records", "jsonl", "files", "machine", "training.metrics_log"},
     }
     for room, known in may_know.items():

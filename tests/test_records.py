@@ -7,19 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_jsonl
-from dpo_kit.records import (
-    Message,
-    PreferencePair,
-    Prompt,
-    Response,
-    Verdict,
-    read_pairs,
-    read_records,
-    split_by_prompt,
-    write_pairs,
-    write_records,
-)
+from dpo_kit.jsonl import read_jsonl, read_pairs, read_records, write_pairs, write_records
+from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, split_by_prompt
 
 
 def pair(text: str = "good ünïcode\n", other: str = "bad") -> PreferencePair:

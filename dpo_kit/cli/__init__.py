@@ -66,10 +66,10 @@ def _audit(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dpo_kit.files import write_atomically
+    from dpo_kit.jsonl import write_pairs
     from dpo_kit.preferences.audit import audit_pairs
     from dpo_kit.preferences.audit.inputs import load_tokenizer, prompts_of
     from dpo_kit.preferences.importers import import_pairs
-    from dpo_kit.records import write_pairs
     from dpo_kit.views.audit_figures import audit_table
 
     quarantine = arguments.out and arguments.out.with_suffix(".quarantine.jsonl")

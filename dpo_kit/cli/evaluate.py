@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_lines
+from dpo_kit.jsonl import read_lines, read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
-from dpo_kit.records import Prompt, read_pairs
+from dpo_kit.records import Prompt
 
 JUDGES = ("rubric", "simulated", "reward", "openai", "anthropic", "none")
 

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.endpoint import EndpointArm
+from dpo_kit.jsonl import read_records
 from dpo_kit.models.answers import Answer, AnswerStore, Missing
 from dpo_kit.models.generation import Sampling, StopCounts, count_stops, generate, respond
 from dpo_kit.models.loading import Arms, add_adapter, load_arms
 from dpo_kit.profiles import Profile
-from dpo_kit.records import Prompt, Response, read_records
+from dpo_kit.records import Prompt, Response
 
 ARMS = ("base", "sft", "dpo")
 

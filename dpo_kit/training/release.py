@@ -21,11 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import FINGERPRINT
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
-from dpo_kit.records import PreferencePair, read_pairs
+from dpo_kit.records import PreferencePair
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.trainers import ELSEWHERE, LOG, PROBE_ROWS
 

@@ -36,9 +36,10 @@ from textwrap import fill
 from IPython.display import Markdown
 
 from dpo_kit import pipeline
+from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.machine import describe_machine
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Response, read_pairs, read_records
+from dpo_kit.records import Response
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident

@@ -38,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from dpo_kit import pipeline
 from dpo_kit.errors import refusal
 from dpo_kit.evaluation.statistics import mean_interval
+from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.models.generation import Sampling, count_stops, generate
 from dpo_kit.models.loading import Arms, frozen_identity, load_arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
@@ -45,7 +46,7 @@ from dpo_kit.models.memory import nf4_bytes
 from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Prompt, Response, read_pairs, read_records
+from dpo_kit.records import Prompt, Response
 from dpo_kit.training.guards import BadRow
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.sft import train_sft

@@ -35,6 +35,7 @@ from transformers import AutoTokenizer
 
 from dpo_kit import pipeline
 from dpo_kit.evaluation.statistics import agreement, kappa, position_bias
+from dpo_kit.jsonl import read_pairs, read_records, write_pairs
 from dpo_kit.models.generation import count_stops
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.annotate import annotate
@@ -47,7 +48,7 @@ from dpo_kit.preferences.labels import Labels, aligned, as_items
 from dpo_kit.preferences.ranking import all_pairs, best_against_worst, margin_filtered, rank_by_score
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import load_profile
-from dpo_kit.records import Response, read_pairs, read_records, split_by_prompt, write_pairs
+from dpo_kit.records import Response, split_by_prompt
 from dpo_kit.triage import rubric
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.views.audit_figures import audit_html, findings_bar, lengths, shortcuts

@@ -44,11 +44,12 @@ from trl import DPOConfig, DPOTrainer
 from dpo_kit import pipeline
 from dpo_kit.errors import refusal
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.models import memory
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_arms, load_base
 from dpo_kit.profiles import ROOT, load_profile, profile_names
-from dpo_kit.records import PreferencePair, read_pairs, write_pairs
+from dpo_kit.records import PreferencePair
 from dpo_kit.training.arguments import common_arguments
 from dpo_kit.training.branches import Branches
 from dpo_kit.training.checkpoints import damage_in

@@ -51,13 +51,13 @@ from dpo_kit.evaluation.statistics import (
     verdict_text,
     win_rate_at_k,
 )
-from dpo_kit.jsonl import read_jsonl
+from dpo_kit.jsonl import read_jsonl, read_records
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judges import both_orders, judge_all
 from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Prompt, Response, read_records
+from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.evaluation_figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses

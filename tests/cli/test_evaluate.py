@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dpo_kit.cli import main
-from dpo_kit.records import Response, write_records
+from dpo_kit.jsonl import write_records
+from dpo_kit.records import Response
 from dpo_kit.triage.incidents import Incident
 
 QUESTIONS = [{"prompt": f"What is {n} plus {n}?"} for n in range(12)]

@@ -11,10 +11,11 @@ import pytest
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.pipeline import chosen_answers, run
 from dpo_kit.preferences.external import load_external_pairs
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import Response, read_pairs, read_records
+from dpo_kit.records import Response
 
 SMALL = [
     "data.heldout=0.25", "model.checkpointing=true", "sft.batch_size=4", "sft.max_tokens=512", "sft.learning_rate=1e-4",

@@ -15,12 +15,13 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.arms import FileArm, ModelArm, OwnModelArm, SharedBase, answer_all, parse_arm
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import write_records
 from dpo_kit.models import generation
 from dpo_kit.models.answers import Answer, AnswerStore, Missing
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judges.api_keys import NO_KEY
-from dpo_kit.records import Message, Prompt, Response, write_records
+from dpo_kit.records import Message, Prompt, Response
 from dpo_kit.workspace import Workspace
 
 CANARY = "sk-canary-0123456789"

@@ -189,7 +189,7 @@ from dpo_kit.models.answers import AnswerStore
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import load_profile
-from dpo_kit.records import write_records
+from dpo_kit.jsonl import write_records
 from dpo_kit.triage.reports import draw_prompts
 
 adapter, folder = map(Path, sys.argv[1:])

@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from benchmarks import audit_faults
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
+from dpo_kit.jsonl import read_pairs, write_pairs, write_records
 from dpo_kit.preferences.audit import audit_pairs, content, duplicates, labels, privacy, shortcuts
 from dpo_kit.profiles import ROOT
-from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, read_pairs, write_pairs, write_records
+from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.views import audit_figures
 
 AKIA = "AKIA7Q2MZX4PLT5WNB3C"

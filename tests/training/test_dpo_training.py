@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import add_adapter, load_base
-from dpo_kit.records import read_pairs
 from dpo_kit.training.dpo import check_start, dpo_trainer, train_dpo
 from dpo_kit.training.metrics_log import MetricsLog, read_log
 from dpo_kit.training.sft import train_sft

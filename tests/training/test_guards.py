@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.models.loading import add_adapter, load_base
 from dpo_kit.profiles import ROOT, load_profile
-from dpo_kit.records import PreferencePair, read_pairs
+from dpo_kit.records import PreferencePair
 from dpo_kit.training.checkpoints import Checkpoints
 from dpo_kit.training.dpo import dpo_trainer, train_dpo
 from dpo_kit.training.guards import BadRow, check_learning_rate, check_rows, check_trainable, loss_rows

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from dpo_kit import pipeline
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_arms, load_base
 from dpo_kit.models.quantization import quantized_layers, whole
-from dpo_kit.records import read_pairs
 from dpo_kit.training.release import merge_adapter, prove, sums
 from dpo_kit.workspace import Workspace
 

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import ROOT
-from dpo_kit.records import read_pairs
 from dpo_kit.training.checkpoints import damage_in, manifest
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.interruption import TrainingStopped

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SETUP = f"""
 import json, math, threading
 from pathlib import Path
-from dpo_kit.records import read_pairs
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import load_profile
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.interruption import TrainingStopped

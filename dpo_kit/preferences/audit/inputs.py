@@ -5,8 +5,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.jsonl import read_records
 from dpo_kit.preferences.importers import import_pairs
-from dpo_kit.records import Prompt, read_records
+from dpo_kit.records import Prompt
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_jsonl
+from dpo_kit.jsonl import read_jsonl, write_pairs
 from dpo_kit.preferences.importers import import_pairs
 from dpo_kit.preferences.importers.columns import which
 from dpo_kit.preferences.importers.formats import FORMATS, MOST_PAIRS, as_transcript
-from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, write_pairs
+from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 
 QUESTIONS = [
     [("system", "Be brief."), ("user", "Why is the sky blue?")],
