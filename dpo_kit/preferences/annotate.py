@@ -8,7 +8,6 @@ The face is an anywidget: ipywidgets' boxes give no say over the focus order, ke
 """
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -24,6 +23,7 @@ from dpo_kit.machine import someone_is_there
 from dpo_kit.preferences.judges import MIRROR
 from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
+from dpo_kit.visible import reveal
 
 WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"}
 
@@ -83,8 +83,8 @@ class Annotator:
             tally = f"{counts['tie']} ties, {counts['unjudged']} skipped"
             return scene | {"item": None, "summary": f"{counts['a'] + counts['b']} preferences, {tally}."}
         left, right = (item.a.text, item.b.text)[:: 1 if self.order(item) == "ab" else -1]
-        turns = [[message.role, visible(message.content)] for message in item.prompt.messages]
-        return scene | {"item": item.id, "turns": turns, "left": visible(left), "right": visible(right)}
+        turns = [[message.role, reveal(message.content)] for message in item.prompt.messages]
+        return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
 
 
 class Face(anywidget.AnyWidget):
@@ -141,20 +141,3 @@ def still(work: Annotator) -> dict[str, str]:
     style = "white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20em; overflow: auto; margin: 0 0 0.8em"
     html = (f"<b>{escape(head)}</b><pre tabindex='0' style='{style}'>{escape(text)}</pre>" for head, text in lines)
     return {"text/plain": "\n\n".join(f"{head}\n{text}".strip() for head, text in lines), "text/html": "\n".join(html)}
-
-
-def visible(text: str) -> str:
-    """`text` with what a screen would obey instead of show made a visible name.
-
-    Escape and other controls become their symbols (ESC is ␛), so that no ANSI sequence acts; overrides of the writing
-    direction and lone surrogates become ⟨U+202E⟩ and the like, so that no text can pose as another.
-    """
-    return "".join(_named(character) for character in text.replace("\r\n", "\n"))
-
-
-def _named(character: str) -> str:
-    code = ord(character)
-    if code < 32 and character not in "\n\t":
-        return chr(0x2400 + code)
-    bidi = unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    return f"⟨U+{code:04X}⟩" if bidi or (unicodedata.category(character) in ("Cc", "Cs") and code > 32) else character

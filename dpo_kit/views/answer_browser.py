@@ -9,12 +9,10 @@ from html import escape
 
 from dpo_kit.records import Prompt, Response
 from dpo_kit.views.tables import arm_name, metric_name
+from dpo_kit.visible import reveal
 
 CLIP = 2000  # characters of an answer that are shown
 GROUPS = {"b": "lost", "a": "won", "tie": "tied", "unjudged": "unjudged", None: "not compared"}
-# C0 controls but newline and tab, DEL, C1, and the marks that turn the direction of text round.
-HIDDEN = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F]
-VISIBLE = {code: chr(0x2400 + code) if code < 32 else "␡" if code == 127 else f"\\u{code:04x}" for code in HIDDEN}
 STYLE = """<style>
 .answer-browser summary { cursor: pointer; padding: .35rem 0; overflow-wrap: anywhere; }
 .answer-browser .group > summary { font-weight: 600; }
@@ -81,6 +79,5 @@ def _answer(arm: str, text: str | None, scores: dict[str, float]) -> str:
 
 
 def _readable(text: str) -> str:
-    seen = text[:CLIP].encode("utf-8", errors="replace").decode("utf-8").translate(VISIBLE)
     more = f" <em>… {CLIP:,} of {len(text):,} characters shown</em>" if len(text) > CLIP else ""
-    return escape(seen) + more
+    return escape(reveal(text[:CLIP])) + more

@@ -10,8 +10,9 @@ from html import escape
 from IPython.display import display
 
 from dpo_kit.views.style import BLUE, VERMILION
+from dpo_kit.visible import reveal
 
-VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥"})
+WHITE_SPACE = str.maketrans({"\n": "⏎", "\t": "⇥"})
 # One box for every token: the page's own ink on a tint that reads on a light page and on a dark one.
 BOX = "display:inline-block;padding:0 2px;margin:1px;border-radius:3px;white-space:pre;"
 ROW = '<div style="font-family:monospace;line-height:1.7;max-width:760px">{}</div>'
@@ -20,7 +21,7 @@ ROW = '<div style="font-family:monospace;line-height:1.7;max-width:760px">{}</di
 def show_mask(tokens: Sequence[str], mask: Sequence[int]) -> None:
     """Display `tokens` with those that `mask` selects in colour, bold and underlined; both have T entries."""
     pieces = [_box(token, _selected(bool(chosen)), bold=bool(chosen)) for token, chosen in _zip(tokens, mask)]
-    plain = "".join(f"[{token}]" if chosen else token for token, chosen in _zip(tokens, mask))
+    plain = "".join(f"[{reveal(token)}]" if chosen else reveal(token) for token, chosen in _zip(tokens, mask))
     _display(pieces, plain)
 
 
@@ -37,9 +38,9 @@ def show_values(tokens: Sequence[str], values: Sequence[float], unit: str = "") 
     ]
     top = max(range(len(values)), key=lambda i: abs(values[i]), default=None)
     if top is not None:
-        summary = f"largest: {values[top]:+.2f} {unit}".strip() + f" at “{tokens[top].translate(VISIBLE)}”"
+        summary = f"largest: {values[top]:+.2f} {unit}".strip() + f" at “{reveal(tokens[top]).translate(WHITE_SPACE)}”"
         pieces.append(f"<br><small>{escape(summary)}</small>")
-    plain = " ".join(f"{token.translate(VISIBLE)}({value:+.2f})" for token, value in _zip(tokens, values))
+    plain = " ".join(f"{reveal(token).translate(WHITE_SPACE)}({value:+.2f})" for token, value in _zip(tokens, values))
     _display(pieces, plain)
 
 
@@ -48,7 +49,7 @@ def _zip(tokens: Sequence[str], values: Sequence):
 
 
 def _box(token: str, style: str, *, bold: bool, title: str = "") -> str:
-    text = escape(token.translate(VISIBLE))
+    text = escape(reveal(token).translate(WHITE_SPACE))
     hint = f' title="{escape(title)}"' if title else ""
     return f'<span style="{BOX}{style}"{hint}>{f"<b>{text}</b>" if bold else text}</span>' + _break(token)
 

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from benchmarks.kill_annotation import item
 from dpo_kit.errors import DpoKitError
 from dpo_kit.preferences import labels as module
-from dpo_kit.preferences.annotate import Annotator, Face, annotate, still, visible
+from dpo_kit.preferences.annotate import Annotator, Face, annotate, still
 from dpo_kit.preferences.labels import Item, Labels
 from dpo_kit.records import Message, Prompt, Response
 
@@ -129,12 +129,6 @@ def test_saved_is_said_only_of_what_is_saved(work, monkeypatch):
 def test_a_name_that_cannot_be_read_is_refused(tmp_path, name):
     with pytest.raises(DpoKitError, match="give a name"):
         annotate(ITEMS, name, tmp_path / "labels.db")
-
-
-def test_what_a_screen_would_obey_is_shown_by_name():
-    assert visible("\x1b[31mred\x00\r\nnext\tend\x7f") == "␛[31mred␀\nnext\tend⟨U+007F⟩"
-    assert visible("abc\u202edef\u2066\ud800\x9b") == "abc⟨U+202E⟩def⟨U+2066⟩⟨U+D800⟩⟨U+009B⟩"
-    assert visible("שלום naïve 👩‍💻 $x^2$ <b>") == "שלום naïve 👩‍💻 $x^2$ <b>"
 
 
 def test_the_static_page_shows_markup_as_text(tmp_path):

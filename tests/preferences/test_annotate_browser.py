@@ -180,7 +180,7 @@ def test_what_an_answer_holds_is_shown_as_text_and_never_runs(room):
         shown = "\n".join(seen)
         for text in (
             "<script>window.ran = 1</script>",
-            "␛[31mred",
+            "⟨U+001B⟩[31mred",
             "**bold**",
             r"$\frac{1}{2}$",
             "⟨U+202E⟩",

@@ -394,7 +394,7 @@ def test_hostile_text_is_shown_and_not_obeyed():
     html = audit_figures.audit_html(data)
     assert "<script" not in html
     assert "&lt;script&gt;" in html
-    assert "\\u001b" in html
+    assert "⟨U+001B⟩" in html
     out = io.StringIO()
     Console(file=out, width=100).print(audit_figures.audit_table(data))
     assert "identical answers" in out.getvalue()

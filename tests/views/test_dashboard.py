@@ -159,7 +159,7 @@ def test_an_answer_is_shown_as_text():
     html = samples_html([row])
     assert "<script" not in html
     assert "<b>why" not in html
-    assert "&lt;script&gt;run()&lt;/script&gt;␛[31m" in html
+    assert "&lt;script&gt;run()&lt;/script&gt;⟨U+001B⟩[31m" in html
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from dpo_kit.records import PreferencePair, Response, role_fault
+from dpo_kit.visible import is_blank
 
-INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff\x00-\x1f\x7f]*")
 TURN_MARKER = re.compile(r"\n\nHuman:|\n\nAssistant:|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]")
 TERMINAL = re.compile(r"[.!?…。！？](?=\s|$)")
 # An English sentence does not end in one of these. (Stranded prepositions are left out: "what are you looking for".)
@@ -22,9 +22,7 @@ def identical(pairs: Sequence[PreferencePair]) -> dict[int, str]:
 
 def blank(pairs: Sequence[PreferencePair]) -> dict[int, str]:
     """Rows with an answer or a last user turn in which nothing can be seen."""
-    empty = {
-        i: [name for name, text in parts(pair).items() if INVISIBLE.fullmatch(text)] for i, pair in enumerate(pairs)
-    }
+    empty = {i: [name for name, text in parts(pair).items() if is_blank(text)] for i, pair in enumerate(pairs)}
     return {i: f"{' and '.join(names)} blank" for i, names in empty.items() if names}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dpo_kit.preferences.audit.privacy import mask
 from dpo_kit.records import PreferencePair
+from dpo_kit.visible import reveal
 
 Severity = Literal["blocking", "warning", "info", "ok", "skipped"]
 EXAMPLES = 3
@@ -88,7 +89,6 @@ def skipped(name: str, needs: str) -> Finding:
 
 
 def snippet(text: str) -> str:
-    """The start of a text on one line: personal data and secrets masked, control characters spelled out."""
-    line = " ".join(mask(text).split())
-    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line[:SNIPPET])
-    return shown + "…" if len(line) > SNIPPET else shown
+    """The start of a text on one line: personal data and secrets masked, hidden characters as their code points."""
+    line = " ".join(reveal(mask(text)).split())
+    return f"{line[:SNIPPET]}…" if len(line) > SNIPPET else line

@@ -12,11 +12,11 @@ never searched for in prose, which may quote an answer.
 import json
 import re
 import secrets
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_kit.records import Prompt, Winner
+from dpo_kit.visible import reveal
 
 PARSER_VERSION = 1  # part of the cache's key: a reply read by other rules is another verdict
 
@@ -94,22 +94,9 @@ def parse_score(text: str) -> tuple[int, str]:
     return reply["score"], reply["reason"]
 
 
-def parse_closing_sentence(text: str) -> Winner:
-    """The winner from a reply in the form of LLMBar (arXiv 2310.07641), which must close with its verdict, verbatim.
-
-    The closing sentence is "Therefore, Output (a) is better." What the reply says before it is not read.
-    Raises BadReply where the reply closes in any other way.
-    """
-    closing = re.search(r"(?:\A|\s)Therefore, Output \(([ab])\) is better\.\s*\Z", text)
-    if not closing:
-        raise BadReply(f"the reply closes with {text[-60:]!r}, not with a verdict")
-    return closing[1]
-
-
 def quote(text: str) -> str:
     """The text as a block shows it: each line behind `| `, and what is invisible by its code point."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").translate(_VISIBLE).split("\n")
-    return "\n".join(f"| {line}" for line in lines)
+    return "\n".join(f"| {line}" for line in reveal(text).split("\n"))
 
 
 _WINNERS: dict[str, Winner] = {"A": "a", "B": "b", "tie": "tie"}
@@ -146,16 +133,3 @@ def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(items)) != len(items):
         raise ValueError("a key is given twice")
     return dict(items)
-
-
-class _Visible(dict):
-    """A translation table for `str.translate` that fills itself: what cannot be seen becomes its code point."""
-
-    def __missing__(self, code: int) -> str:
-        hidden = unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") or 0xE0100 <= code <= 0xE01EF
-        self[code] = f"\u27e8U+{code:04X}\u27e9" if hidden else chr(code)
-        return self[code]
-
-
-# Joiners belong to the spelling of Persian and Hindi and to many emoji.
-_VISIBLE = _Visible({ord(c): c for c in "\n\t\u200c\u200d"})

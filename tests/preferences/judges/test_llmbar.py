@@ -5,13 +5,14 @@ in both orders, so an item has one or two results and the last one counts.
 """
 
 import json
+import re
 from collections import Counter
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from dpo_kit.preferences.judges import MIRROR, both_orders
-from dpo_kit.preferences.judges.prompt import BadReply, parse_closing_sentence, parse_reply
+from dpo_kit.preferences.judges.prompt import BadReply, parse_reply
 from dpo_kit.records import Message, Prompt, Verdict
 
 NAMES = {"1": "a", "2": "b"}
@@ -28,10 +29,18 @@ def published(real_data):
     return json.loads((real_data / "llmbar" / "natural_gpt4_swap_cot_published.json").read_text(encoding="utf-8"))
 
 
+def closing_sentence(text):
+    """The winner that a reply names in the sentence that it must close with, verbatim; nothing before it is read."""
+    closing = re.search(r"(?:\A|\s)Therefore, Output \(([ab])\) is better\.\s*\Z", text)
+    if not closing:
+        raise BadReply(f"the reply closes with {text[-60:]!r}, not with a verdict")
+    return closing[1]
+
+
 def read(result):
-    """Both verdicts on one item in the items' own names, by our parser."""
-    shown = parse_closing_sentence(result["swap = False"]["completion"][0])
-    swapped = parse_closing_sentence(result["swap = True"]["completion"][0])
+    """Both verdicts on one item in the items' own names."""
+    shown = closing_sentence(result["swap = False"]["completion"][0])
+    swapped = closing_sentence(result["swap = True"]["completion"][0])
     return shown, MIRROR[swapped]
 
 
@@ -76,7 +85,7 @@ def test_both_orders_turns_the_seven_contradictions_of_the_first_round_into_ties
             replies[str(number), key] = item["results"][0][f"swap = {swap}"]["completion"][0]
 
     def judge(prompt, a, b):
-        winner = parse_closing_sentence(replies[prompt.id, (a, b)])
+        winner = closing_sentence(replies[prompt.id, (a, b)])
         return Verdict(winner=winner, judge="gpt-4", reason="")
 
     message = (Message(role="user", content="?"),)
@@ -105,5 +114,5 @@ def test_the_two_forms_of_reply_are_not_taken_for_each_other(items):
 )
 def test_a_reply_that_does_not_close_with_the_sentence_is_no_verdict(reply):
     with pytest.raises(BadReply):
-        parse_closing_sentence(reply)
-    assert parse_closing_sentence(f"{reply} Therefore, Output (b) is better.\n") == "b", "only the close is read"
+        closing_sentence(reply)
+    assert closing_sentence(f"{reply} Therefore, Output (b) is better.\n") == "b", "only the close is read"
