@@ -21,8 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["dpo_kit", "json", "csv"]):
     from dpo_kit.errors import DpoKitError
     from dpo_kit.jsonl import raw_lines, read_jsonl, read_pairs, write_pairs
-    from dpo_kit.preferences.importers import import_pairs
-    from dpo_kit.preferences.importers.formats import FORMATS
+    from dpo_kit.preferences.importers import FORMATS, import_pairs
     from dpo_kit.preferences.judges import prompt as judge_prompt
     from dpo_kit.profiles import ROOT
     from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict

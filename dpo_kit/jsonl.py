@@ -191,9 +191,7 @@ def reason(error: Exception) -> str:
 def refuse_or_keep(path: Path, bad: BadLine, quarantine: Path | None) -> None:
     """Raise DpoKitError for a bad line, unless there is a quarantine it will go to."""
     if quarantine is None:
-        raise DpoKitError(
-            f"{path}, {bad.unit} {bad.number}: {bad.reason}; repair or remove it, or name a quarantine file"
-        )
+        raise DpoKitError(f"{path}, {bad.unit} {bad.number}: {bad.reason}; repair or remove it")
 
 
 def write_quarantine(quarantine: Path, source: Path, bad: Sequence[BadLine]) -> None:

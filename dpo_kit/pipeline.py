@@ -129,7 +129,7 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """Read, audit and split the profile's pairs. Writes `pairs.jsonl`, `heldout.jsonl`, `audit.json`."""
 
     def build(folder: Path) -> None:
-        from dpo_kit.preferences.external import load_external_pairs
+        from dpo_kit.preferences.importers import load_external_pairs
 
         trained, held_out, audit = load_external_pairs(profile, folder / "quarantine.jsonl", seed, work.log)
         write_pairs(folder / "pairs.jsonl", trained)

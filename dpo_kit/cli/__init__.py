@@ -68,14 +68,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     from dpo_kit.files import write_atomically
     from dpo_kit.jsonl import write_pairs
     from dpo_kit.preferences.audit import audit_pairs
-    from dpo_kit.preferences.audit.inputs import load_tokenizer, prompts_of
-    from dpo_kit.preferences.importers import import_pairs
+    from dpo_kit.preferences.audit.tokens import load_tokenizer
+    from dpo_kit.preferences.importers import import_pairs, read_prompts
     from dpo_kit.views.audit_figures import audit_table
 
     quarantine = arguments.out and arguments.out.with_suffix(".quarantine.jsonl")
     imported = import_pairs(arguments.file, quarantine=quarantine)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
-    holdout = prompts_of(arguments.holdout) if arguments.holdout else None
+    holdout = read_prompts(arguments.holdout) if arguments.holdout else None
     report = audit_pairs(imported.pairs, tokenizer, holdout, arguments.max_length, arguments.workers)
     if arguments.json:
         write_atomically(arguments.json, json.dumps(report.to_json(), indent=1) + "\n")

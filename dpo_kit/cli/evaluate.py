@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_lines, read_pairs
+from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
 from dpo_kit.records import Prompt
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", required=True, metavar="NAME=SPEC",
                         help="`base`, an adapter, a model, http://host/v1#model (its key: DPO_KIT_ENDPOINT_KEY), "
                              "or answers.jsonl")  # fmt: skip
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL with `messages` or `prompt`")
+    parser.add_argument("--prompts", type=Path, required=True, help="rows with `messages` or `prompt`, or pairs")
     parser.add_argument("--judge", choices=JUDGES, help="who compares (default: the profile's)")
     parser.add_argument("--judge-model", help="which model judges")
     parser.add_argument("--judge-url", help="an OpenAI-compatible server; its key: DPO_KIT_JUDGE_KEY")
@@ -43,6 +43,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
     from dpo_kit.evaluation.arms import SharedBase, answer_all, parse_arm
     from dpo_kit.evaluation.comparison import compare
     from dpo_kit.models.answers import AnswerStore
+    from dpo_kit.preferences.importers import read_prompts
     from dpo_kit.views.report import summarize, write_report
 
     profile = load_profile(arguments.profile)
@@ -76,24 +77,6 @@ def evaluate(arguments: argparse.Namespace) -> dict:
     )
     write_report(arguments.out, data, [], prompts, answers.responses, compared["per_prompt"])
     return data
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from JSONL: rows with `messages`, or with `prompt` as text or messages; `id` and `facts` where present.
-
-    A row without an id is named by its place. Raises DpoKitError that names the file and line of what it cannot use.
-    """
-    rows = read_lines(path, _prompt)
-    if not rows:
-        raise DpoKitError(f"{path}: no prompts; write one JSON object a line")
-    return [prompt if prompt.id else prompt.model_copy(update={"id": str(n)}) for n, prompt in enumerate(rows, start=1)]
-
-
-def _prompt(row: dict) -> Prompt:
-    asked = row.get("messages", row.get("prompt"))
-    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    name = row.get("id", row.get("prompt_id", ""))
-    return Prompt(id=str(name), messages=messages, facts=row.get("facts") or {})
 
 
 def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:

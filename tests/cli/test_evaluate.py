@@ -99,7 +99,7 @@ def test_what_the_reader_can_put_right_is_one_line(tmp_path, capsys, more, messa
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("row", [{"question": "?"}, {"prompt": 3}, {"messages": []}, {"messages": ["?"]}])
+@pytest.mark.parametrize("row", [{"asked": "?"}, {"prompt": 3}, {"messages": []}, {"messages": ["?"]}])
 def test_a_row_that_is_no_prompt_is_named(tmp_path, capsys, row):
     prompts = write_rows(tmp_path / "questions.jsonl", [QUESTIONS[0], row])
     arms = [ready(tmp_path / f"{name}.jsonl", name, {"1": "x"}) for name in "ab"]

@@ -13,7 +13,7 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.pipeline import chosen_answers, run
-from dpo_kit.preferences.external import load_external_pairs
+from dpo_kit.preferences.importers import load_external_pairs
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Response
 

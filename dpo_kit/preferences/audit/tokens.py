@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.records import PreferencePair
@@ -35,6 +35,14 @@ class TokenFacts:
         """Take over what another batch showed."""
         for name, by_row in vars(other).items():
             getattr(self, name).update(by_row)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub id. Raises DpoKitError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DpoKitError(f"{name}: no tokenizer there ({str(error).splitlines()[0]})") from None
 
 
 def token_facts(

@@ -1,8 +1,8 @@
 """What the two common annotation tools export: Argilla's records and Label Studio's tasks.
 
-Neither export says what a label means; that lies in the tool's own settings. So labels are matched to the answers'
-columns by name, number, letter or side, and one that matches none or two of them is an error, never a guess.
-Every annotator's answer is a judgement of its own.
+Neither export says what a label means, because that stands in the tool's own settings. So labels are matched to the
+answers' columns by name, number, letter or side, and a label that matches none of them, or two, is an error and never
+a guess. The answer of each annotator is a judgement of its own.
 """
 
 import itertools
@@ -10,47 +10,48 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dpo_kit.preferences.importers.columns import ANSWER, pair, prompt_messages, text_of, which
-from dpo_kit.records import PreferencePair
+from dpo_kit.preferences.importers.columns import ANSWER, Format, NoPair, Outcome, meant_by, pair, prompt_of, text_of
+from dpo_kit.records import Prompt
 
 UNFINISHED = ("discarded", "draft", "pending", "missing")
 PREFERENCE = re.compile(r"prefer|choice|choose|better|best|winner|rank|compar|pairwise", re.I)
 REMARK = re.compile(r"reason|why|expla|comment|rationale|remark|note", re.I)
 
 
-def lacks_argilla(row: dict[str, Any]) -> str | None:
-    """Why a row is no Argilla record (1.x feedback records; 2.x nested, or flattened as in its datasets)."""
+def _argilla_missing(row: dict[str, Any]) -> str | None:
+    """Argilla 1.x writes feedback records; 2.x nests them otherwise, and flattens them in its datasets."""
     if isinstance(row.get("fields"), dict):
         return None if "responses" in row else "no column responses"
     return None if any(key.endswith(".responses") for key in row) else "no column fields, none that ends in .responses"
 
 
-def argilla(row: dict[str, Any]) -> list[PreferencePair | str]:
-    """The pairs of an Argilla record: of a ranking all pairs with different ranks, of a label the one it decides."""
+def _argilla(row: dict[str, Any]) -> list[Outcome]:
+    """The pairs of a record: of a ranking all pairs with different ranks, of a label the one that it decides."""
     fields = row["fields"] if isinstance(row.get("fields"), dict) else row
     names = [name for name in fields if ANSWER.fullmatch(name) and isinstance(fields[name], str)]
     if len(names) < 2:
         raise ValueError(f"fields: two answers were expected (such as response1, response2), found {list(fields)}")
-    messages, answers = prompt_messages(fields), list(_argilla_answers(row))
-    asked = _asking({question for question, _, _, value in answers if isinstance(value, list | str)})
-    outcomes: list[PreferencePair | str] = []
+    prompt, answers = prompt_of(fields), list(_argilla_answers(row))
+    asked = _preference_questions({question for question, _, _, value in answers if isinstance(value, list | str)})
+    outcomes: list[Outcome] = []
     for question, user, status, value in answers:
         if status in UNFINISHED and question in (None, *asked):
-            outcomes.append(f"{status} by the annotator")
+            outcomes.append(NoPair(prompt, f"{status} by the annotator"))
         elif question in asked:
-            for better, worse, reason in _orders(value, names):
+            for better, worse, reason in _comparisons(value, names):
                 texts = (fields[names[better]], fields[names[worse]])
-                outcomes.append(reason if reason == "tie" else pair(messages, texts, f"argilla:{user}", reason))
-    return outcomes or ["not annotated"]
+                tied = reason == "tie"
+                outcomes.append(NoPair(prompt, reason) if tied else pair(prompt, texts, f"argilla:{user}", reason))
+    return outcomes or [NoPair(prompt, "not annotated")]
 
 
-def _asking(questions: Iterable[str]) -> set[str]:
+def _preference_questions(questions: Iterable[str]) -> set[str]:
     """The questions that ask for the preference: those whose names say so, else the only one there is."""
     asked = {question for question in questions if not REMARK.search(question)}
-    named = {question for question in asked if PREFERENCE.search(question)}
-    if not named and len(asked) > 1:
+    by_name = {question for question in asked if PREFERENCE.search(question)}
+    if not by_name and len(asked) > 1:
         raise ValueError(f"cannot tell which question asks for the preference, among {', '.join(sorted(asked))}")
-    return named or asked
+    return by_name or asked
 
 
 def _argilla_answers(row: dict[str, Any]) -> Iterator[tuple[str | None, str, str | None, Any]]:
@@ -72,63 +73,68 @@ def _argilla_answers(row: dict[str, Any]) -> Iterator[tuple[str | None, str, str
             yield key.removesuffix(".responses"), user or "unknown", status, value
 
 
-def _orders(value: Any, names: list[str]) -> Iterator[tuple[int, int, str]]:
+def _comparisons(value: Any, names: list[str]) -> Iterator[tuple[int, int, str]]:
     """(better, worse, reason) of every two answers that one annotation compares."""
     if isinstance(value, list):
         ranked = [item if isinstance(item, dict) else {"rank": i, "value": item} for i, item in enumerate(value, 1)]
-        places = [(item["rank"], which(item["value"], names)) for item in ranked]
+        places = [(item["rank"], meant_by(item["value"], names)) for item in ranked]
         for (rank, one), (other_rank, other) in itertools.combinations(sorted(places), 2):
             yield one, other, "tie" if rank == other_rank else f"ranks {rank} and {other_rank}"
     elif isinstance(value, str):
-        better = which(value, names)
+        better = meant_by(value, names)
         if better is not None and len(names) != 2:
             raise ValueError(f"the label {value!r} names one of {len(names)} answers and not what it was compared with")
         yield (0, 1, "tie") if better is None else (better, 1 - better, f"label {value}")
 
 
-def lacks_label_studio(row: dict[str, Any]) -> str | None:
-    """Why a row is no Label Studio task (its JSON export)."""
+def _label_studio_missing(row: dict[str, Any]) -> str | None:
     if not isinstance(row.get("data"), dict):
         return "no column data"
     return None if isinstance(row.get("annotations"), list) else "no column annotations"
 
 
-def label_studio(row: dict[str, Any]) -> list[PreferencePair | str]:
-    """The pairs of a Label Studio task: from Pairwise (`selected`: left or right), else from Choices."""
-    outcomes: list[PreferencePair | str] = []
+def _label_studio(row: dict[str, Any]) -> list[Outcome]:
+    """The pairs of a task in the JSON export: from Pairwise (`selected`: left or right), else from Choices."""
+    prompt, outcomes = prompt_of(row["data"]), []
     for annotation in row["annotations"]:
         results = annotation.get("result") or []
         shown = [result for result in results if result.get("type") == "pairwise"]
         shown = shown or [result for result in results if result.get("type") == "choices"]
-        asked = _asking({str(result.get("from_name")) for result in shown})
+        asked = _preference_questions({str(result.get("from_name")) for result in shown})
         if annotation.get("was_cancelled"):
-            outcomes.append("skipped by the annotator")
+            outcomes.append(NoPair(prompt, "skipped by the annotator"))
         else:
-            found = [_selected(row["data"], annotation, r) for r in shown if str(r.get("from_name")) in asked]
-            outcomes += found or ["not annotated"]
-    return outcomes or ["not annotated"]
+            found = [_selected(prompt, row["data"], annotation, r) for r in shown if str(r.get("from_name")) in asked]
+            outcomes += found or [NoPair(prompt, "not annotated")]
+    return outcomes or [NoPair(prompt, "not annotated")]
 
 
-def _selected(data: dict[str, Any], annotation: dict[str, Any], result: dict[str, Any]) -> PreferencePair | str:
+def _selected(prompt: Prompt, data: dict[str, Any], annotation: dict[str, Any], result: dict[str, Any]) -> Outcome:
     names = _compared(data, str(result.get("to_name", "")))
     value = result["value"]
     labels = [value["selected"]] if "selected" in value else value["choices"]
     if len(labels) != 1:
         raise ValueError(f"one choice was expected, found {labels}")
-    winner = which(labels[0], names)
+    winner = meant_by(labels[0], names)
     if winner is None:
-        return "tie"
+        return NoPair(prompt, "tie")
     who = annotation.get("completed_by")
     who = who.get("id") if isinstance(who, dict) else who
     texts = (text_of(data[names[0]], names[0]), text_of(data[names[1]], names[1]))
     judge, at = f"label-studio:{'unknown' if who is None else who}", annotation.get("created_at")
-    return pair(prompt_messages(data), texts, judge, f"label {labels[0]}", winner=winner, at=at)
+    return pair(prompt, texts, judge, f"label {labels[0]}", winner=winner, at=at)
 
 
 def _compared(data: dict[str, Any], to_name: str) -> list[str]:
     """The two columns that were shown left and right: those the result names, else the two that look like answers."""
-    named = [name for name in to_name.split(",") if name in data]
-    names = named if len(named) == 2 else [name for name in data if ANSWER.fullmatch(name)]
+    by_name = [name for name in to_name.split(",") if name in data]
+    names = by_name if len(by_name) == 2 else [name for name in data if ANSWER.fullmatch(name)]
     if len(names) != 2:
         raise ValueError(f"data: cannot tell which two columns were compared, among {list(data)}")
     return names
+
+
+EXPORTS = {
+    "argilla": Format(_argilla_missing, _argilla, ("fields", "responses")),
+    "label-studio": Format(_label_studio_missing, _label_studio, ("data", "annotations")),
+}

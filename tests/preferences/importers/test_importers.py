@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_jsonl, write_pairs
-from dpo_kit.preferences.importers import import_pairs
-from dpo_kit.preferences.importers.columns import which
-from dpo_kit.preferences.importers.formats import FORMATS, MOST_PAIRS, as_transcript
+from dpo_kit.preferences.importers import FORMATS, import_pairs, read_prompts
+from dpo_kit.preferences.importers.columns import meant_by
+from dpo_kit.preferences.importers.formats import MOST_PAIRS
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 
 QUESTIONS = [
@@ -115,6 +115,11 @@ def test_a_text_that_begins_with_the_other_keeps_every_character(tmp_path):
         "Q: x A: yes",
         "Q: x A: yes and no",
     ]
+
+
+def as_transcript(messages):
+    """Messages as an Anthropic HH transcript."""
+    return "".join(f"\n\n{'Human' if m.role == 'user' else 'Assistant'}: {m.content}" for m in messages)
 
 
 def test_all_real_hh_transcripts_are_imported_and_lose_no_text(tmp_path, real_data):
@@ -412,13 +417,13 @@ def test_a_label_that_says_nothing_is_put_aside_and_not_guessed(tmp_path):
     ],
 )
 def test_what_labels_mean(label, means):
-    assert which(label, ["response1", "response2"]) == means
+    assert meant_by(label, ["response1", "response2"]) == means
 
 
 @pytest.mark.parametrize("label", ["", "good", "3", "1 and 2", "left or right", "A and B are the same"])
 def test_labels_that_mean_no_single_answer_are_errors(label):
     with pytest.raises(ValueError, match="does not say which"):
-        which(label, ["response1", "response2"])
+        meant_by(label, ["response1", "response2"])
 
 
 COLUMNS = {
@@ -506,7 +511,7 @@ def test_a_missing_file_and_an_unknown_format_say_so(tmp_path, name):
     with pytest.raises(DpoKitError, match="no such file"):
         import_pairs(tmp_path / name)
     saved(tmp_path / "there.jsonl", [SHP])
-    with pytest.raises(DpoKitError, match="no format 'shq'; there are dpo-kit"):
+    with pytest.raises(DpoKitError, match="no format 'shq'; there are argilla"):
         import_pairs(tmp_path / "there.jsonl", format="shq")
 
 
@@ -515,6 +520,62 @@ def test_a_row_of_another_format_is_put_aside(tmp_path):
     imported = import_pairs(saved(tmp_path / "x.jsonl", rows), quarantine=tmp_path / "bad.jsonl")
     assert (imported.format, len(imported.pairs), imported.quarantined) == ("shp", 2, 1)
     assert read_jsonl(tmp_path / "bad.jsonl")[0]["reason"] == "not in the format shp: no column history"
+
+
+# Prompts.
+
+
+def chat(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+PROMPT_ROWS = [
+    {"prompt": "Why?"},
+    {"prompt": chat("a", "b", "c"), "facts": {"share": 4}},
+    {"messages": chat("Where?"), "prompt_id": "w"},
+    {"question": "Who?", "system": "Be brief.", "id": 7},
+]
+PROMPTS = [("1", ["Why?"]), ("2", ["a", "b", "c"]), ("w", ["Where?"]), ("7", ["Be brief.", "Who?"])]
+
+
+def asked(path):
+    return [(prompt.id, [message.content for message in prompt.messages]) for prompt in read_prompts(path)]
+
+
+def test_prompts_are_read_as_text_or_messages_with_their_ids_and_facts(tmp_path):
+    path = saved(tmp_path / "prompts.jsonl", PROMPT_ROWS)
+    assert asked(path) == PROMPTS
+    assert [prompt.facts for prompt in read_prompts(path)] == [{}, {"share": 4}, {}, {}]
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPT_ROWS))
+    assert asked(tmp_path / "prompts.json") == PROMPTS
+    (tmp_path / "prompts.csv").write_text("question,id\nWho?,7\nWhy?,\n")
+    assert asked(tmp_path / "prompts.csv") == [("7", ["Who?"]), ("2", ["Why?"])]
+
+
+def test_prompts_of_pairs_are_those_of_ties_and_lonely_answers_too(tmp_path):
+    write_pairs(tmp_path / "ours.jsonl", ours() + ours())
+    assert read_prompts(tmp_path / "ours.jsonl") == [pair.prompt for pair in ours()]
+    labels = [("q", 1), ("q", 0), ("r", 1), ("s", None)]
+    rows = [{"prompt": text, "completion": "x", "label": label} for text, label in labels]
+    assert [text for _, text in asked(saved(tmp_path / "kto.jsonl", rows))] == [["q"], ["r"], ["s"]]
+    tied = [SHP | {"history": "tied", "score_B": 52}, SHP | {"history": "not annotated", "score_A": None}, SHP]
+    assert [text for _, text in asked(saved(tmp_path / "shp.jsonl", tied))] == [["tied"], ["not annotated"], ["Why?"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "?"}, "line 2: no prompt: none of the columns prompt, question"),
+        ({"prompt": 3}, "line 2: prompt: a text was expected, found int"),
+        ({"messages": ["?"]}, "line 2: messages: a list of objects with role and content was expected"),
+        ({"messages": chat("q", "an answer")}, "line 2: prompt: wrong role order"),
+        ({"prompt": "q", "facts": "many"}, "line 2: facts"),
+        ({"prompt": "another question", "id": 1}, "two prompts have the id '1'"),
+    ],
+)
+def test_what_is_no_prompt_is_named_with_its_line(tmp_path, row, message):
+    with pytest.raises(DpoKitError, match=message):
+        read_prompts(saved(tmp_path / "prompts.jsonl", [{"prompt": "Why?"}, row]))
 
 
 SEEDS = [
