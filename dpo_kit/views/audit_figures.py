@@ -102,19 +102,19 @@ def lengths(data: dict) -> go.Figure:
 
 def shortcuts(data: dict) -> go.Figure:
     """For each surface feature, how often the chosen answer has more of it, with 95% intervals; half says nothing."""
-    leans = [lean for lean in data["measures"]["leans"] if lean["decided"]]
-    shares, lows, highs = ([lean[key] for lean in leans] for key in ("share", "low", "high"))
+    features = [feature for feature in data["measures"]["shortcuts"] if feature["decided"]]
+    shares, lows, highs = ([feature[key] for feature in features] for key in ("share", "low", "high"))
     figure = go.Figure(
         go.Scatter(
             x=shares,
-            y=[f"{lean['feature']} ({lean['decided']:,})" for lean in leans],
+            y=[f"{feature['feature']} ({feature['decided']:,})" for feature in features],
             mode="markers", marker={"color": BLUE, "size": 9, "symbol": "square"},
             error_x=whiskers(shares, lows, highs),
         )
     )  # fmt: skip
     figure.add_vline(0.5, line_dash="dot", line_color=GREY)
-    guess = data["measures"]["guess"]
-    title = f"all features together: {guess['accuracy']:.1%} right on unseen prompts" if guess else ""
+    classifier = data["measures"]["classifier"]
+    title = f"all features together: {classifier['accuracy']:.1%} right on unseen prompts" if classifier else ""
     figure.update_xaxes(title="chosen has more: share of the pairs that differ (how many)", tickformat=".0%")
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(template="dpo_kit", title=title, height=170 + 24 * len(leans))
+    return figure.update_layout(template="dpo_kit", title=title, height=170 + 24 * len(features))

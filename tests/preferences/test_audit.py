@@ -298,17 +298,17 @@ def test_labels_by_chance_cannot_be_told_from_the_surface():
     report = audit_pairs(worlds(600, lambda t, r: t, lambda t, r: t))
     for check in ("length gap", "surface shortcuts"):
         assert report[check].severity == "info"
-    guess = report.measures["guess"]
-    assert guess["low"] < 0.5 < guess["high"]
+    classifier = report.measures["classifier"]
+    assert classifier["low"] < 0.5 < classifier["high"]
 
 
 def test_a_planted_shortcut_is_named():
     # 40% of the chosen answers say sorry first, no rejected one does: guessing by it is right in .4 + .6 / 2 = 70%
     sorry = lambda t, r: f"I'm sorry, {t}" if r.random() < 0.4 else t  # noqa: E731
     report = audit_pairs(worlds(600, sorry, lambda t, r: t))
-    lean = next(lean for lean in report.measures["leans"] if lean["feature"] == "refusal")
-    assert lean["share"] == 1
-    assert lean["accuracy"] == pytest.approx(0.7, abs=4 * math.sqrt(0.4 * 0.6 / 600) / 2)
+    refusal = next(row for row in report.measures["shortcuts"] if row["feature"] == "refusal")
+    assert refusal["share"] == 1
+    assert refusal["accuracy"] == pytest.approx(0.7, abs=4 * math.sqrt(0.4 * 0.6 / 600) / 2)
     assert report["surface shortcuts"].severity == "warning"
     assert "more refusal" in report["surface shortcuts"].advice
 
@@ -326,9 +326,9 @@ def test_a_length_gap_is_measured_with_the_wilson_interval():
 def test_rows_of_one_prompt_count_once():
     rows = [pair("q", f"long {'x ' * i}", "short") for i in range(1, 101)]
     assert audit_pairs(rows)["surface shortcuts"].severity == "skipped"
-    (lean,) = [x for x in shortcuts.leans(shortcuts.differences(rows), [0] * 100) if x.feature == "words"]
-    assert (lean.share, lean.decided) == (1.0, 100)
-    assert lean.low == pytest.approx(1 / (1 + 1.959964**2), abs=1e-4)  # Wilson with n = 1
+    (words,) = [x for x in shortcuts.by_feature(shortcuts.differences(rows), [0] * 100) if x.feature == "words"]
+    assert (words.share, words.decided) == (1.0, 100)
+    assert words.low == pytest.approx(1 / (1 + 1.959964**2), abs=1e-4)  # Wilson with n = 1
 
 
 def test_a_language_that_is_not_the_others_is_said():
@@ -420,7 +420,7 @@ def test_figures_show_the_numbers_of_the_report():
     histogram = {trace.name: trace.y for trace in audit_figures.lengths(data).data if trace.xaxis == "x"}
     assert all(sum(counts) == 81 for counts in histogram.values())
     (trace,) = audit_figures.shortcuts(data).data
-    assert list(trace.x) == [lean["share"] for lean in data["measures"]["leans"] if lean["decided"]]
+    assert list(trace.x) == [row["share"] for row in data["measures"]["shortcuts"] if row["decided"]]
     assert audit_figures.shortcuts(audit_pairs(FINE).to_json()).data
 
 

@@ -1,6 +1,7 @@
-"""Checks that need one row and nothing else: identical, blank, turns out of order, cut off."""
+"""Checks that read one row at a time: identical, blank, turns out of order, cut off, and in which language."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dpo_kit.records import PreferencePair, Response, role_fault
@@ -13,6 +14,10 @@ _DANGLING = """a an and are because been but can could his if into is my of or o
 they was we were where which while who whose will with would your"""
 DANGLING = frozenset(_DANGLING.split())
 LONG_ENOUGH = 8  # words on the last line before its lack of a full stop means anything
+READ = 100  # characters of each answer from which its language is guessed
+LETTERS = 40  # with fewer letters the guess says too little
+CONFIDENT = 0.95
+Codes = tuple[str | None, str | None]
 
 
 def identical(pairs: Sequence[PreferencePair]) -> dict[int, str]:
@@ -76,3 +81,26 @@ def ends_midway(text: str) -> bool:
         return True
     is_item = re.match(r"\s*(?:[-*•#>|]|\d+[.)])", last_line) is not None
     return len(words) >= LONG_ENOUGH and not is_item and len(TERMINAL.findall(text)) >= 2
+
+
+def languages(pairs: Sequence[PreferencePair]) -> list[Codes]:
+    """The ISO 639-1 codes of chosen and rejected by row, None where one is too short or the guess is not confident."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def guess(text: str) -> str | None:
+        if sum(map(str.isalpha, text)) < LETTERS:
+            return None
+        code, confidence = identifier.classify(text)
+        return code if confidence >= CONFIDENT else None
+
+    return [(guess(pair.chosen.text[:READ]), guess(pair.rejected.text[:READ])) for pair in pairs]
+
+
+def minority(codes: Sequence[Codes]) -> tuple[dict[int, str], dict[str, int]]:
+    """Rows with an answer that is not in the most frequent language, and how many answers each language has."""
+    counts = Counter(code for both in codes for code in both if code)
+    main = max(counts, key=counts.__getitem__, default=None)
+    others = {row: sorted({code for code in both if code} - {main}) for row, both in enumerate(codes)}
+    return {row: f"{' and '.join(other)}, not {main}" for row, other in others.items() if other}, dict(counts)

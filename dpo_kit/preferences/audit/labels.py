@@ -6,24 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
-from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.preferences.audit.duplicates import Key
+from dpo_kit.preferences.audit.shortcuts import wilson
 from dpo_kit.records import PreferencePair
-
-
-def wilson(successes: float, trials: float) -> tuple[float, float]:
-    """The 95% Wilson interval of a share; (0, 1) where nothing was tried."""
-    return tuple(map(float, proportion_confint(successes, trials, method="wilson"))) if trials else (0.0, 1.0)
 
 
 def contradictions(keys: Sequence[Key]) -> tuple[dict[int, str], list[int]]:
     """Rows of pairs that are labelled both ways, and which to drop: the minority, or all where votes are equal."""
     flagged, drops = {}, []
-    for ways in _repeats(keys):
-        if len(ways) < 2:
+    for by_winner in _repeats(keys):
+        if len(by_winner) < 2:
             continue
-        (_, winners), (_, losers) = sorted(ways.items(), key=lambda way: -len(way[1]))
+        (_, winners), (_, losers) = sorted(by_winner.items(), key=lambda item: -len(item[1]))
         both = sorted(winners + losers)
         flagged |= dict.fromkeys(both, f"rows {', '.join(map(str, both[:6]))} prefer opposite answers to one prompt")
         drops += losers if len(winners) > len(losers) else both
@@ -34,23 +29,22 @@ def cycles(keys: Sequence[Key], skip: Sequence[int]) -> dict[int, str]:
     """Rows that lie on a cycle a > b > c > a of three or more answers to one prompt. No reward can order these.
 
     An edge lies on a cycle exactly when both its ends are in one strongly connected component. `skip` are the rows of
-    plain contradictions, the cycles of two.
+    plain contradictions, which are the cycles of two.
     """
     graphs: dict[bytes, nx.DiGraph] = defaultdict(nx.DiGraph)
     left = set(range(len(keys))) - set(skip)
     shared = Counter(keys[row][0] for row in left)
     for row in sorted(left):
         prompt, chosen, rejected = keys[row]
-        if shared[prompt] >= 3 and chosen != rejected:
+        if shared[prompt] >= 3 and chosen != rejected:  # a cycle needs three rows; most prompts have one
             graph = graphs[prompt]
             graph.add_edge(chosen, rejected, rows=[*graph.get_edge_data(chosen, rejected, {"rows": []})["rows"], row])
     flagged = {}
     for graph in graphs.values():
-        for knot in nx.strongly_connected_components(graph):
-            rows = sorted(row for *_, of in graph.subgraph(knot).edges(data="rows") for row in of)
-            flagged |= dict.fromkeys(
-                rows, f"rows {', '.join(map(str, rows[:6]))} prefer {len(knot)} answers in a circle"
-            )
+        for answers in nx.strongly_connected_components(graph):
+            rows = sorted(row for *_, of_edge in graph.subgraph(answers).edges(data="rows") for row in of_edge)
+            why = f"rows {', '.join(map(str, rows[:6]))} prefer {len(answers)} answers in a circle"
+            flagged |= dict.fromkeys(rows, why)
     return flagged
 
 
@@ -59,7 +53,7 @@ class LabelNoise:
     """How often two judgements of one pair agree, and the error rate of a single label that explains it.
 
     Two labels that are wrong independently with probability e agree with probability A = (1 - e)^2 + e^2, so
-    e = (1 - sqrt(2 A - 1)) / 2. It misleads where judges share a bias: they agree on the same mistake.
+    e = (1 - sqrt(2 A - 1)) / 2. It misleads where judges share a bias, because then they agree on the same mistake.
     """
 
     pairs: int
@@ -70,15 +64,15 @@ class LabelNoise:
 
 
 def label_noise(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> LabelNoise | None:
-    """The noise of labels from pairs that were judged more than once, each such pair weighing the same; None without.
+    """The noise of labels, from pairs that were judged more than once, each weighing the same; None without such.
 
     A row that repeats another with its verdict is a copy, not a second judgement. The interval is Wilson's over pairs.
     """
     shares = []
-    for ways in _repeats(keys):
-        votes = [len({_judgement(pairs[row]) for row in rows}) for rows in ways.values()]
+    for by_winner in _repeats(keys):
+        votes = [len({_judgement(pairs[row]) for row in rows}) for rows in by_winner.values()]
         total = sum(votes)
-        if total > 1:
+        if total > 1:  # of all ordered pairs of votes, the share that agree
             shares.append(sum(n * (n - 1) for n in votes) / (total * (total - 1)))
     if not shares:
         return None
@@ -88,7 +82,7 @@ def label_noise(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> LabelNo
 
 
 def error_rate(agreement: float) -> float | None:
-    """The error rate e of `LabelNoise`. None where labels agree less often than coins would: then they are reversed."""
+    """The error rate e of `LabelNoise`. None where labels agree less often than coins: then some are reversed."""
     return None if agreement < 0.5 else (1 - math.sqrt(2 * agreement - 1)) / 2
 
 
@@ -97,14 +91,14 @@ def _judgement(pair: PreferencePair) -> str:
 
 
 def _repeats(keys: Sequence[Key]) -> Iterator[dict[bytes, list[int]]]:
-    """For each prompt and two answers that more than one row has: the rows by which answer they prefer."""
+    """For each prompt and two answers that more than one row has: the rows, by the answer that they prefer."""
     groups: dict[tuple[bytes, bytes, bytes], list[int]] = defaultdict(list)
     for row, (prompt, chosen, rejected) in enumerate(keys):
         if chosen != rejected:
             groups[prompt, *sorted((chosen, rejected))].append(row)
     for rows in groups.values():
         if len(rows) > 1:
-            ways: dict[bytes, list[int]] = defaultdict(list)
+            by_winner: dict[bytes, list[int]] = defaultdict(list)
             for row in rows:
-                ways[keys[row][1]].append(row)
-            yield ways
+                by_winner[keys[row][1]].append(row)
+            yield by_winner

@@ -1,9 +1,9 @@
-"""Can the label be told from the surface? What a model can learn instead of what the judge meant.
+"""Can the label be told from the surface? Then a model can learn the surface instead of what the judge meant.
 
-For each feature: among pairs where the two answers differ in it, how often the chosen one has more. For all together: a
-logistic regression on the differences, cross-validated with each prompt in one fold. Which side is "first" is drawn by
-a coin, so the label is balanced and 50% is what knowing nothing gives. Intervals are Wilson's over prompts, not rows,
-since the rows of one prompt are not independent.
+For each feature: among the pairs whose two answers differ in it, how often does the chosen answer have more? For all
+features together: a logistic regression on the differences, cross-validated with each prompt in one fold. A coin draws
+which side is "first", so the label is balanced, and who knows nothing is right in 50%. Intervals are Wilson's over
+prompts and not over rows, since the rows of one prompt are not independent.
 """
 
 import re
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from statsmodels.stats.proportion import proportion_confint
 
-from dpo_kit.preferences.audit.labels import wilson
 from dpo_kit.records import PreferencePair
 
 ENOUGH = 50  # prompts; with fewer the classifier measures nothing
@@ -48,11 +48,16 @@ FEATURES: dict[str, Callable[[str], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Lean:
-    """How a label leans on one feature: of `decided` pairs that differ in it, the share where chosen has more.
+def wilson(successes: float, trials: float) -> tuple[float, float]:
+    """The 95% Wilson interval of a share; (0, 1) where nothing was tried."""
+    return tuple(map(float, proportion_confint(successes, trials, method="wilson"))) if trials else (0.0, 1.0)
 
-    `accuracy` is that of guessing by this feature alone on all pairs, with a coin where they do not differ.
+
+@dataclass(frozen=True)
+class Shortcut:
+    """One feature: of `decided` pairs that differ in it, the `share` where chosen has more, with its 95% interval.
+
+    `accuracy` is that of guessing the label by this feature alone on all pairs, by a coin where they do not differ.
     """
 
     feature: str
@@ -63,37 +68,14 @@ class Lean:
     accuracy: float
 
     @property
-    def verdict_text(self) -> str:
-        """Which way the label leans, and how often that guesses right."""
+    def direction(self) -> str:
+        """Which way the label leans, and how often guessing by it is right, such as "more words 61%"."""
         return f"{'more' if self.share > 0.5 else 'less'} {self.feature} {self.accuracy:.0%}"
 
 
-def differences(pairs: Sequence[PreferencePair]) -> np.ndarray:
-    """Chosen minus rejected on each feature, `(len(pairs), len(FEATURES))`."""
-    rows = [[f(p.chosen.text) - f(p.rejected.text) for f in FEATURES.values()] for p in pairs]
-    return np.array(rows, dtype=float).reshape(len(pairs), len(FEATURES))
-
-
-def leans(differences: np.ndarray, prompts: Sequence[int]) -> list[Lean]:
-    """One lean a feature, the strongest first. `prompts` numbers the prompt of each row."""
-    groups = np.asarray(prompts)
-    found = [_lean(name, column, groups) for name, column in zip(FEATURES, differences.T, strict=True)]
-    return sorted(found, key=lambda lean: -lean.accuracy)
-
-
-def _lean(name: str, column: np.ndarray, groups: np.ndarray) -> Lean:
-    decided = np.flatnonzero(column)
-    if not len(decided):
-        return Lean(name, 0, 0.5, 0.0, 1.0, 0.5)
-    share = float((column[decided] > 0).mean())
-    n = len(np.unique(groups[decided]))
-    accuracy = 0.5 + abs(share - 0.5) * len(decided) / len(column)
-    return Lean(name, len(decided), share, *wilson(share * n, n), accuracy)
-
-
 @dataclass(frozen=True)
-class Guess:
-    """How well all features together tell chosen from rejected on prompts not trained on."""
+class Classifier:
+    """How often all features together tell chosen from rejected on prompts that were not trained on."""
 
     accuracy: float
     low: float
@@ -101,7 +83,30 @@ class Guess:
     prompts: int
 
 
-def guess(differences: np.ndarray, prompts: Sequence[int], seed: int = 0) -> Guess | None:
+def differences(pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Chosen minus rejected in each feature, `(len(pairs), len(FEATURES))`."""
+    rows = [[f(p.chosen.text) - f(p.rejected.text) for f in FEATURES.values()] for p in pairs]
+    return np.array(rows, dtype=float).reshape(len(pairs), len(FEATURES))
+
+
+def by_feature(differences: np.ndarray, prompts: Sequence[int]) -> list[Shortcut]:
+    """Each feature alone, the strongest first. `prompts` has the number of each row's prompt."""
+    groups = np.asarray(prompts)
+    found = [_shortcut(name, column, groups) for name, column in zip(FEATURES, differences.T, strict=True)]
+    return sorted(found, key=lambda shortcut: -shortcut.accuracy)
+
+
+def _shortcut(name: str, column: np.ndarray, groups: np.ndarray) -> Shortcut:
+    decided = np.flatnonzero(column)
+    if not len(decided):
+        return Shortcut(name, 0, 0.5, 0.0, 1.0, 0.5)
+    share = float((column[decided] > 0).mean())
+    n = len(np.unique(groups[decided]))
+    accuracy = 0.5 + abs(share - 0.5) * len(decided) / len(column)
+    return Shortcut(name, len(decided), share, *wilson(share * n, n), accuracy)
+
+
+def classify(differences: np.ndarray, prompts: Sequence[int], seed: int = 0) -> Classifier | None:
     """The cross-validated accuracy of a linear classifier on the differences; None with fewer than `ENOUGH` prompts."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -113,8 +118,10 @@ def guess(differences: np.ndarray, prompts: Sequence[int], seed: int = 0) -> Gue
         return None
     sides = np.random.default_rng(seed).choice((-1, 1), len(differences))
     # Counts have long tails; a signed logarithm keeps one 3,000-word answer from deciding the fit.
-    columns = np.sign(differences) * np.log1p(np.abs(differences)) * sides[:, None]
+    columns = np.sign(differences) * np.log1p(np.abs(differences)) * sides[:, None]  # (rows, features)
+    # Neither a mean nor an intercept: with the sides exchanged, the classifier must say the opposite.
     model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False))
+    # By prompt: a classifier that saw other pairs of a prompt could know its answers and not the judge's taste.
     guesses = cross_val_predict(model, columns, sides > 0, groups=prompts, cv=GroupKFold(5))
     accuracy = float((guesses == (sides > 0)).mean())
-    return Guess(accuracy, *wilson(accuracy * n, n), n)
+    return Classifier(accuracy, *wilson(accuracy * n, n), n)
