@@ -41,9 +41,8 @@ from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.annotate import annotate
 from dpo_kit.preferences.audit import audit_pairs
 from dpo_kit.preferences.importers import import_pairs
-from dpo_kit.preferences.judges import both_orders, judge_all
+from dpo_kit.preferences.judges import both_orders, judge_all, simulated
 from dpo_kit.preferences.judges.llm import estimate_cost
-from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.preferences.labels import Labels, aligned, as_items
 from dpo_kit.preferences.ranking import all_pairs, best_against_worst, margin_filtered, rank_by_score
 from dpo_kit.preferences.sampling import sample

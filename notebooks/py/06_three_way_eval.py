@@ -53,8 +53,7 @@ from dpo_kit.evaluation.statistics import (
 )
 from dpo_kit.jsonl import read_jsonl, read_records
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.judges import both_orders, judge_all
-from dpo_kit.preferences.judges.simulated import simulated
+from dpo_kit.preferences.judges import both_orders, judge_all, simulated
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response

@@ -1,6 +1,7 @@
 """Judges: callables that say which of two answers is better, or that neither is, or that they cannot tell.
 
-A judge sees `a` first. Whoever wants both orders wraps it in `both_orders`; nothing else knows about order.
+Here are the judges that need no server: by a score, by a reward model, by a coin, and the simulated annotator. A judge
+sees `a` first. Whoever wants both orders wraps it in `both_orders`; nothing else knows about the order.
 """
 
 import math
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Protocol
 
+from dpo_kit.errors import DpoKitError
 from dpo_kit.records import Prompt, Verdict, Winner
 
 MIRROR: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie", "unjudged": "unjudged"}
@@ -22,7 +24,7 @@ class Judge(Protocol):
 
 
 class Unscorable(Exception):
-    """What a score function raises for an answer that it cannot score; the message says why."""
+    """A score function raises it for an answer that it cannot score; the message says why."""
 
 
 def by_score(score: Callable[[Prompt, str], float], name: str, resolution: float = 1e-9) -> Judge:
@@ -46,6 +48,50 @@ def by_score(score: Callable[[Prompt, str], float], name: str, resolution: float
     return judge
 
 
+def reward_judge(path: str, margin: float = 0.0) -> Judge:
+    """The judge that prefers the answer of higher reward by the model at `path`; up to `margin` apart is a tie.
+
+    Raises DpoKitError as `load_reward` does.
+    """
+    return by_score(load_reward(path), f"reward model {path}", resolution=margin)
+
+
+def load_reward(path: str) -> Callable[[Prompt, str], float]:
+    """The reward r(x, y) of an answer by a sequence-classification model with one output, read through its template.
+
+    `path` is a local folder or a Hub id; weights are read from safetensors only. An answer that does not fit into the
+    model with its prompt is `Unscorable`, because half an answer is another answer.
+    Raises DpoKitError where the model cannot be loaded, has not exactly one output, or has no chat template.
+    """
+    # Imported here, so that the other judges do not wait for them.
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, dtype="auto").eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DpoKitError(f"judge.model = {path!r}: the reward model cannot be loaded: {reason}") from error
+    if model.config.num_labels != 1:
+        raise DpoKitError(f"{path}: a reward model has one output, this one has {model.config.num_labels}")
+    if not tokenizer.chat_template:
+        raise DpoKitError(f"{path}: the tokenizer has no chat template, so the model cannot be shown a chat")
+    longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def reward(prompt: Prompt, answer: str) -> float:
+        chat = [*prompt.chat(), {"role": "assistant", "content": answer}]
+        inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt").to(model.device)
+        tokens = inputs["input_ids"].shape[1]  # of (1, T)
+        if tokens > longest:
+            raise Unscorable(f"{tokens} tokens of prompt and answer; the reward model reads {longest}")
+        return model(**inputs).logits[0, 0].item()  # logits are (1, 1)
+
+    return reward
+
+
 def by_coin(judge: Judge, seed: int) -> Judge:
     """The control: where `judge` sees a difference, a coin decides the winner. Training on this must teach nothing."""
 
@@ -57,6 +103,56 @@ def by_coin(judge: Judge, seed: int) -> Judge:
         return Verdict(winner=winner, judge=f"coin over {verdict.judge}", reason="shuffled label")
 
     return shuffled
+
+
+def simulated(
+    truth: Judge, *, accuracy: float = 1.0, position_bias: float = 0.0, length_bias: float = 0.0, seed: int = 0
+) -> Judge:
+    """An annotator with known faults, so that what the quality of a judge does to DPO can be measured.
+
+    For each pair the annotator does one of three things, drawn with fixed probabilities:
+
+        with probability position_bias   it takes the answer shown first, unread
+        with probability length_bias     it takes the longer answer, unread (equally long: a coin)
+        otherwise                        it reads, and takes the better one by `truth` with probability accuracy,
+                                         else the worse one
+
+    Where it reads a true tie it says tie, and the same text twice is always a tie. So where the truth is decisive, and
+    the better answer is shown first in a share f of the pairs and is the longer one in a share g,
+
+        P(right) = position_bias * f + length_bias * g + (1 - position_bias - length_bias) * accuracy.
+
+    The draws depend on the seed, the prompt and the two answers as a set. So the annotator, asked again or in the other
+    order, does the same and takes the same answer, except where it takes the first: asked in both orders, it
+    contradicts itself on a share position_bias of the pairs, and `both_orders` shows exactly these.
+    Raises DpoKitError where a probability is outside [0, 1] or the two biases add up to more than 1.
+    """
+    if not all(0 <= p <= 1 for p in (accuracy, position_bias, length_bias, position_bias + length_bias)):
+        raise DpoKitError(
+            f"accuracy {accuracy}, position_bias {position_bias}, length_bias {length_bias}: "
+            "each is a probability, and the two biases together are one too"
+        )
+
+    def annotate(prompt: Prompt, a: str, b: str) -> Verdict:
+        if a == b:
+            return verdict("tie", "the same text")
+        draw = random.Random(f"annotator/{seed}/{prompt.id}/{sorted((a, b))!r}")
+        habit, skill, coin = draw.random(), draw.random(), draw.random()
+        if habit < position_bias:
+            return verdict("a", "took the first, unread")
+        if habit < position_bias + length_bias:
+            # Between equally long answers the coin depends on the texts and not on their order.
+            longer = len(a) > len(b) if len(a) != len(b) else (a < b) == (coin < 0.5)
+            return verdict("a" if longer else "b", "took the longer, unread")
+        seen = truth(prompt, a, b)
+        if skill < accuracy:
+            return verdict(seen.winner, f"read: {seen.reason}")
+        return verdict(MIRROR[seen.winner], f"misread: {seen.reason}")
+
+    def verdict(winner: Winner, reason: str) -> Verdict:
+        return Verdict(winner=winner, judge="simulated", reason=reason)
+
+    return annotate
 
 
 def both_orders(judge: Judge) -> Judge:
@@ -89,7 +185,7 @@ def judge_all(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Verdict]:
-    """One verdict a prompt, in order, asked by `workers` threads; `progress` hears how many of how many are done.
+    """One verdict a prompt, in order, asked by `workers` threads; `progress` is told how many of how many are done.
 
     Raises ValueError where the three sequences differ in length, and at once whatever the judge raises: from then on
     no further question is begun.
@@ -112,4 +208,4 @@ def judge_all(
                 progress(done, len(rows))
             return [future.result() for future in asked]
         finally:
-            stopped.set()
+            stopped.set()  # leaving the pool waits for the questions that are queued: let them end unasked

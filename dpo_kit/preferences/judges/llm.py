@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_kit.preferences.judges import Judge, both_orders
+from dpo_kit.preferences.judges import Judge, both_orders, reward_judge, simulated
 from dpo_kit.preferences.judges.calls import OVERHEAD, JudgeClient, Unanswered, dollars
 from dpo_kit.preferences.judges.prompt import (
     CRITERIA,
@@ -18,7 +18,6 @@ from dpo_kit.preferences.judges.prompt import (
     parse_score,
     score_question,
 )
-from dpo_kit.preferences.judges.simulated import simulated
 from dpo_kit.profiles import JudgeSettings
 from dpo_kit.records import Prompt, Verdict
 
@@ -38,8 +37,6 @@ def make_judge(settings: JudgeSettings, truth: Judge, cache: Path, seed: int = 0
         biases = {"position_bias": settings.position_bias, "length_bias": settings.length_bias}
         judge = simulated(truth, accuracy=settings.accuracy, **biases, seed=seed)
     elif settings.kind == "reward":
-        from dpo_kit.preferences.judges.reward_model import reward_judge
-
         return reward_judge(settings.model, settings.margin)  # knows no order
     else:
         judge = llm_judge(JudgeClient(settings, cache))

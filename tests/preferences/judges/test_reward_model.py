@@ -7,8 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges import both_orders
-from dpo_kit.preferences.judges.reward_model import load_reward, reward_judge
+from dpo_kit.preferences.judges import both_orders, load_reward, reward_judge
 from dpo_kit.profiles import ROOT
 from dpo_kit.records import Message, Prompt
 

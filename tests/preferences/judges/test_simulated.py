@@ -10,8 +10,7 @@ from math import sqrt
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges import MIRROR, both_orders, by_score
-from dpo_kit.preferences.judges.simulated import simulated
+from dpo_kit.preferences.judges import MIRROR, both_orders, by_score, simulated
 from dpo_kit.records import Message, Prompt, Verdict
 
 N = 4000

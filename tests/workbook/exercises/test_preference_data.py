@@ -3,8 +3,7 @@
 import pytest
 
 from dpo_kit.evaluation.statistics import kappa
-from dpo_kit.preferences.judges import both_orders, by_score
-from dpo_kit.preferences.judges.simulated import simulated
+from dpo_kit.preferences.judges import both_orders, by_score, simulated
 from dpo_kit.records import Prompt, Verdict
 from dpo_kit.workbook.exercises.preference_data import (
     _error_rate,
