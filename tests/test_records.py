@@ -205,7 +205,7 @@ def test_every_line_is_good_or_in_quarantine_and_none_is_lost(tmp_path_factory, 
 def test_a_split_keeps_every_prompt_on_one_side_also_under_two_ids():
     def asked(i: int, name: str) -> PreferencePair:
         prompt = Prompt(id=name, messages=(Message(role="user", content=f"question {i}"),))
-        return pair().model_copy(update={"prompt": prompt})
+        return pair(f"chosen by {name}", f"rejected by {name}").model_copy(update={"prompt": prompt})
 
     pairs = [asked(i, f"{source}-{i}") for i in range(2000) for source in ("first", "second")]
     train, held_out = split_by_prompt(pairs, 0.2, seed=1)

@@ -5,6 +5,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -174,6 +175,25 @@ def test_white_space_after_eos_is_harmless_and_a_refusing_template_is_a_finding(
     assert "no system turn" in report["wrong role order"].examples[0].why
 
 
+def test_text_after_eos_is_an_answer_that_does_not_end_there():
+    talkative = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base")
+    talkative.chat_template = talkative.chat_template.replace("<|end|>", "<|end|>ok")
+    finding = audit_pairs(FINE, talkative)["no EOS after templating"]
+    assert (finding.severity, finding.share) == ("blocking", 1)
+    assert "<|end|>ok" in finding.examples[0].why
+
+
+def test_an_answer_is_cut_off_by_one_token_and_not_by_none(tokenizer):
+    row = FINE[0]
+    longest = max(
+        len(tokenizer.apply_chat_template(row.to_trl()["prompt"] + row.to_trl()[side], return_dict=True)["input_ids"])
+        for side in ("chosen", "rejected")
+    )
+    assert audit_pairs([row], tokenizer, max_length=longest)["EOS cut off"].severity == "ok"
+    cut = audit_pairs([row], tokenizer, max_length=longest - 1)["EOS cut off"]
+    assert cut.examples[0].why == "chosen by 1 tokens"
+
+
 def test_what_max_length_cuts_and_what_it_makes_equal(tokenizer):
     long = "word " * 60
     rows = [*FINE, pair("a", long + "yes", "no"), pair("b", long + "yes", long + "no"), pair(long, "yes", "no")]
@@ -212,6 +232,18 @@ def test_duplicates_do_not_see_case_and_white_space_but_numbers_and_words():
     ]
     assert audit_pairs(rows)["duplicates"].rows == (1,)
     assert audit_pairs(rows)["near-duplicates"].severity == "ok"
+
+
+def test_two_forms_of_one_text_in_unicode_are_duplicates():
+    composed, decomposed, wide = "caf\u00e9 of\ufb01ce", "cafe\u0301 office", "ｃａｆé office"
+    rows = [pair("one", text, "no") for text in (composed, decomposed, wide, "cafe office")]
+    assert audit_pairs(rows)["duplicates"].rows == (1, 2)
+
+
+@pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
+def test_rows_that_differ_in_one_part_are_no_duplicates(part):
+    same = {"prompt": "one", "chosen": "yes", "rejected": "no"}
+    assert audit_pairs([pair(**same), pair(**same | {part: "other"})])["duplicates"].severity == "ok"
 
 
 def test_near_duplicates_share_most_words_and_all_numbers():
@@ -311,6 +343,18 @@ def test_a_planted_shortcut_is_named():
     assert refusal["accuracy"] == pytest.approx(0.7, abs=4 * math.sqrt(0.4 * 0.6 / 600) / 2)
     assert report["surface shortcuts"].severity == "warning"
     assert "more refusal" in report["surface shortcuts"].advice
+
+
+def test_a_classifier_is_examined_on_prompts_that_it_did_not_see():
+    # Each prompt has differences of its own and says nothing of any other: a classifier that was trained on other
+    # rows of the same sixty-one prompts knows most of them, on prompts that it did not see it can only guess.
+    drawn = np.random.default_rng(0).normal(size=(61, len(shortcuts.FEATURES)))
+    prompts = np.tile(np.arange(61), 10)  # (610,): the rows of a prompt lie far apart
+    found = shortcuts.classify(drawn[prompts], prompts)
+    assert found.prompts == 61
+    assert found.low < 0.5 < found.high
+    seen = shortcuts.classify(drawn[prompts], np.arange(610))  # as if every row had a prompt of its own
+    assert seen.low > 0.6
 
 
 def test_a_length_gap_is_measured_with_the_wilson_interval():
