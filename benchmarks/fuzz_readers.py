@@ -1,11 +1,11 @@
 """Can any bytes bring the readers to do what they do not document? Coverage-guided fuzzing with atheris.
 
-    python -m benchmarks.fuzz_readers [pairs|import|reply|score] [--minutes 1] [--corpus runs/fuzz]
+    python -m benchmarks.fuzz_readers [pairs|import|prompts|reply|score] [--minutes 1] [--corpus runs/fuzz]
 
-Targets: our own pairs file, other people's files in every format, and the two parsers of what an LLM judge replies. The
-properties are those of the unit tests: no exception but the documented one; every line is read or in quarantine; what
-was read can be written and read again. The corpus grows in its folder, so that the next run goes on where this one
-stopped; an input that breaks a property is kept there as `crash-...`, and the exit code is not 0.
+Targets: our own pairs file, other people's files in every format, their prompts, and the two parsers of what an LLM
+judge replies. The properties are those of the unit tests: no exception but the documented one; every line is read or in
+quarantine; what was read can be written and read again. The corpus grows in its folder, so that the next run goes on
+where this one stopped; an input that breaks a property is kept there as `crash-...`, and the exit code is not 0.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import atheris
 
 with atheris.instrument_imports(include=["dpo_kit", "json", "csv"]):
     from dpo_kit.errors import DpoKitError
-    from dpo_kit.jsonl import raw_lines, read_jsonl, read_pairs, write_pairs
-    from dpo_kit.preferences.importers import FORMATS, import_pairs
+    from dpo_kit.jsonl import raw_lines, read_jsonl, read_pairs, write_pairs, write_records
+    from dpo_kit.preferences.importers import FORMATS, import_pairs, read_prompts
     from dpo_kit.preferences.judges import prompt as judge_prompt
     from dpo_kit.profiles import ROOT
     from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
@@ -71,6 +71,10 @@ def seeds() -> dict[str, list[bytes]]:
             bytes([0]) + lines[6] + b"\n" + lines[6].replace(b"true", b"false"),  # KTO needs two rows for a pair
             bytes([2]) + b'prompt,chosen,rejected,system\n"q,r",a,b,\n',
         ],
+        "prompts": [
+            *(bytes([0]) + json.dumps(row).encode() for row in ({"prompt": "q", "id": 1}, {"messages": turns[:1]})),
+            *(bytes([0]) + line for line in lines),
+        ],
         "reply": [b'{"reason": "shorter", "winner": "A"}'],
         "score": [b'{"reason": "shorter", "score": 4}'],
     }
@@ -101,6 +105,18 @@ def fuzz_import(folder: Path, data: bytes) -> None:
     assert import_pairs(again, "dpo-kit").pairs == imported.pairs, "a pair changed on the way to disk"
 
 
+def fuzz_prompts(folder: Path, data: bytes) -> None:
+    """Others' files of prompts, or of pairs: prompts that can be written, or the documented error."""
+    path, again = folder / f"x.{KINDS[data[0] % 4 if data else 0]}", folder / "again.jsonl"
+    path.write_bytes(data[1:])
+    try:
+        prompts = read_prompts(path)
+    except DpoKitError:
+        return
+    write_records(again, prompts)
+    assert read_prompts(again) == prompts, "a prompt changed on the way to disk"
+
+
 def fuzz_reply(folder: Path, data: bytes) -> None:
     """A judge's reply: a verdict, or the documented refusal."""
     _parsed(judge_prompt.parse_reply, data)
@@ -116,7 +132,9 @@ def _parsed(parse: Callable[[str], object], data: bytes) -> None:
         parse(data.decode("utf-8", errors="surrogateescape"))
 
 
-TARGETS = {"pairs": fuzz_pairs, "import": fuzz_import, "reply": fuzz_reply, "score": fuzz_score}
+TARGETS = {
+    "pairs": fuzz_pairs, "import": fuzz_import, "prompts": fuzz_prompts, "reply": fuzz_reply, "score": fuzz_score,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""JSON, read strictly and without loss; JSON Lines in and out, as plain objects or as records.
+"""JSON, read strictly and without loss; JSON Lines, read and written as plain objects or as records.
 
-A line is good or bad. A bad one is not repaired and not passed over in silence: it is the reader's error, or, where the
-caller names a quarantine file, it is put there as it was, with its number and what is wrong, and the good ones go on.
-Python's own parser is more lenient than what comes after it: it takes the last of two equal keys, NaN, half a surrogate
-pair and a thousand levels of nesting, and each of these would fail later, elsewhere, or not at all.
+A line is good or bad. A bad line is neither repaired nor passed over in silence: it raises an error, or, where the
+caller names a quarantine file, it is put there as it was, with its number and what is wrong, and the good lines are
+returned. Python's own parser is more lenient than what comes after it: it takes the last of two equal keys, NaN, half
+a surrogate pair and a thousand levels of nesting, and each of these would fail later, elsewhere, or not at all.
 """
 
 import base64
@@ -30,7 +30,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class BadLine:
-    """What could not be used: its number (from 1), what is wrong with it, its bytes, and what it is a unit of."""
+    """A line that could not be used: its number (from 1), what is wrong, its bytes, and what the number counts."""
 
     number: int
     reason: str
@@ -39,7 +39,7 @@ class BadLine:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, all or nothing: a reader never meets half a file."""
+    """Write one JSON object a line, all or nothing: there is never half a file."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_atomically(path, "".join(lines))
 
@@ -88,7 +88,7 @@ def read_records(
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
-    """Write pairs in TRL's format with their origin beside them, all or nothing."""
+    """Write pairs in TRL's format, with what is known of them in further columns, all or nothing."""
     write_jsonl(path, (pair.to_json() for pair in pairs))
 
 
@@ -137,7 +137,7 @@ def decode(raw: bytes) -> str:
 
 
 def strict_decoder(flaws: list[str]) -> json.JSONDecoder:
-    """A decoder that notes in `flaws` what Python's would take: it goes on, so that the value's end is still found."""
+    """A decoder that adds to `flaws` what Python's would accept, and goes on, so that it finds the value's end."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -147,7 +147,7 @@ def strict_decoder(flaws: list[str]) -> json.JSONDecoder:
         return found
 
     def number(text: str) -> int | float | None:
-        value = float(text) if len(text) < 4000 else math.inf
+        value = float(text) if len(text) < 4000 else math.inf  # Python refuses integers of more than 4,300 digits
         if not math.isfinite(value):
             flaws.append(f"{text[:20]} is not a finite number")
             return None
@@ -206,6 +206,6 @@ def _quarantined(source: Path, line: BadLine) -> dict[str, Any]:
         kept = {"raw": line.raw.decode("utf-8")}
     except UnicodeDecodeError:
         kept = {"raw_base64": base64.b64encode(line.raw).decode("ascii")}
-    # a reason may quote what cannot be written
+    # A reason may quote half a surrogate pair, which UTF-8 cannot hold.
     why = line.reason.encode("utf-8", errors="backslashreplace").decode("utf-8")
     return {"file": source.name, line.unit: line.number, "reason": why, **kept}

@@ -1,7 +1,7 @@
 """The nouns: a prompt, responses to it, a verdict on two of them, and the preference pair that follows.
 
-A record is frozen and knows how to become one line of JSON. Pairs are written in TRL's conversational,
-explicit-prompt format, so `pairs.jsonl` trains with any TRL trainer as it is.
+A record is frozen and becomes one line of JSON. Pairs are written in TRL's conversational format with an explicit
+prompt, so any TRL trainer reads `pairs.jsonl` as it is.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Message(Record):
 class Prompt(Record):
     """What the model is asked.
 
-    `id` names the prompt for good: samples are seeded by it, splits and statistics are by it.
+    `id` never changes: samples are seeded by it, and statistics are by it.
     `facts` holds what the asker knows and the model is not told, such as the truth of a simulated world.
     """
 
@@ -64,7 +64,7 @@ class Prompt(Record):
 
 
 class Response(Record):
-    """One answer and how it was made: by which model or person, and how it was drawn.
+    """One answer and how it was made: by which model or person, and how it was sampled.
 
     `stopped` is False where the length limit cut it off before EOS. None means that nobody knows, as in imported data.
     """
@@ -110,7 +110,7 @@ class PreferencePair(Record):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """`to_trl` plus where the pair came from, so that nothing is lost on the way to disk."""
+        """`to_trl`, and beside it the verdict and how both answers were made, so that nothing is lost on the disk."""
         made = {"exclude": {"text", "prompt_id"}}
         return {
             **self.to_trl(),
@@ -143,7 +143,7 @@ class PreferencePair(Record):
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:
-    """What is wrong with a prompt's roles: a system turn may come first, then user and assistant in turn, user last."""
+    """What is wrong with a prompt's roles, if anything: [system,] user, assistant, ..., user is right."""
     roles = [message.role for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if len(turns) % 2 and all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
@@ -156,8 +156,9 @@ def split_by_prompt(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(train, held out), by prompt and never by pair; about the share `holdout` of the prompts is held out.
 
-    The side is a hash of the prompt's messages and the seed. So a prompt that goes by two ids stays on one side, and no
-    prompt changes sides when the file grows. Raises DpoKitError unless 0 <= holdout < 1.
+    The side follows from a hash of the prompt's messages and the seed alone. So all pairs of a prompt are on one side,
+    also where it has two ids, and no prompt changes sides when the file grows. Raises DpoKitError unless
+    0 <= holdout < 1.
     """
     if not 0 <= holdout < 1:
         raise DpoKitError(f"holdout must lie in [0, 1), found {holdout}")

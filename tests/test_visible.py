@@ -6,8 +6,9 @@ import unicodedata
 
 import pytest
 
-from dpo_kit.preferences.annotate import Annotator, still
+from dpo_kit.preferences.annotate import Annotator, static_page
 from dpo_kit.preferences.audit import audit_pairs
+from dpo_kit.preferences.audit.findings import snippet
 from dpo_kit.preferences.judges.prompt import compare_question, score_question
 from dpo_kit.preferences.labels import Item, Labels
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
@@ -36,7 +37,7 @@ def judges_question(text, folder):
 def annotators_scene(text, folder):
     other = Response(prompt_id="p", text=text)
     work = Annotator([Item(prompt=prompt(text), a=other, b=other)], "me", Labels(folder / "labels.db"))
-    scene, page = work.scene(), still(work)
+    scene, page = work.scene(), static_page(work)
     return [scene["turns"][0][1], scene["left"], scene["right"], page["text/plain"], html.unescape(page["text/html"])]
 
 
@@ -75,15 +76,12 @@ def test_every_hidden_character_is_the_same_code_point_in_every_view(view, tmp_p
 
 
 def test_an_example_in_the_audit_shows_them_too():
-    for character in HIDDEN_CHARACTERS[::7]:
-        answer = Response(prompt_id="p", text=f"x{character}x")
-        pair = PreferencePair(
-            prompt=prompt("q"), chosen=answer, rejected=answer, verdict=Verdict(winner="a", judge="j", reason="")
-        )
-        data = audit_pairs([pair]).to_json()
-        (example,) = next(f["examples"] for f in data["findings"] if f["name"] == "identical answers")
-        assert example["why"] == f"x{marks(character)[0]}x"
-        assert f"x{marks(character)[0]}x" in html.unescape(audit_html(data))
+    for character, mark in zip(HIDDEN_CHARACTERS, marks(HIDDEN_CHARACTERS), strict=True):
+        assert snippet(f"x{character}x") == f"x{mark}x"
+    answer = Response(prompt_id="p", text="x\u200b\u2028x")
+    verdict = Verdict(winner="a", judge="j", reason="")
+    pair = PreferencePair(prompt=prompt("q"), chosen=answer, rejected=answer, verdict=verdict)
+    assert "x⟨U+200B⟩⟨U+2028⟩x" in html.unescape(audit_html(audit_pairs([pair]).to_json()))
 
 
 def test_every_format_control_of_unicode_is_in_the_table_but_those_that_are_drawn():

@@ -1,10 +1,12 @@
 """A person as judge, in a notebook cell: two answers side by side, one key a label.
 
-`Annotator` is the work: what comes next, on which side, what was said. It asks the file of labels each time, so that
-a restart, a second window or a kill changes nothing. `Face` only shows it. Its module writes every text as text
-(`textContent`), never as HTML, and says "saved" only after it heard from here that the label was committed.
+`Annotator` does the work: which item comes next, which answer stands on which side, which label was given. It asks the
+file of labels each time, so that a restart, a second window or a kill changes nothing. `AnnotatorWidget` only shows
+it. Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
+told it that the label was committed.
 
-The face is an anywidget: ipywidgets' boxes give no say over the focus order, key events or ARIA attributes.
+The widget is an anywidget, because ipywidgets' boxes decide the focus order, key events and ARIA attributes by
+themselves.
 """
 
 import random
@@ -29,7 +31,7 @@ WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"
 
 
 class Annotator:
-    """One person at work on one list of items, in the order given; what is labelled already is not asked again."""
+    """One person at work on one list of items, in its order; an item with a label is not asked again."""
 
     def __init__(self, items: Sequence[Item], name: str, labels: Labels, seed: int = 0) -> None:
         """Raises DpoKitError where the name is empty or cannot be shown."""
@@ -41,7 +43,7 @@ class Annotator:
         return f"Annotator({self.name!r}, {len(self.items)} items, {self.labels.path.name!r})"
 
     def verdicts(self) -> dict[str, Verdict]:
-        """What this person said of these items, by item id, oldest first."""
+        """This person's verdicts on these items, by item id, oldest first."""
         mine = {item.id for item in self.items}
         return {name: verdict for name, verdict in self.labels.verdicts(self.name).items() if name in mine}
 
@@ -55,9 +57,9 @@ class Annotator:
         return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
 
     def choose(self, item_id: str, side: Choice, note: str = "") -> str:
-        """Label the current item by what was seen: side a is the left one. Returns what happened, in words.
+        """Label the current item by the side on the screen, where a is the left one. Returns a sentence to show.
 
-        Any other item's id does nothing: a second click, or one in a window that fell behind, is no second label.
+        The id of any other item does nothing: a second click, or one in a window that fell behind, is no second label.
         """
         item = self.current()
         if item is None or item.id != item_id:
@@ -68,14 +70,14 @@ class Annotator:
         return f"Saved: {WORDS[side]}." if added else "That pair has its label already."
 
     def undo(self) -> tuple[str, str]:
-        """Take back the latest label on these items. Returns what happened, in words, and the note it had."""
+        """Take back the latest label on these items. Returns a sentence to show, and the note of that label."""
         for name, verdict in reversed(self.verdicts().items()):
             self.labels.undo(self.name, name)
             return "Undone: the label was taken back.", verdict.reason
         return "There is nothing to undo.", ""
 
     def scene(self, status: str = "", note: str = "") -> dict[str, Any]:
-        """All that the face shows, as plain data. Sides are `left` and `right`: nothing tells which is which."""
+        """All that the widget shows, as plain data. Sides are `left` and `right`: nothing tells which is which."""
         item, verdicts = self.current(), self.verdicts()
         counts = Counter(verdict.winner for verdict in verdicts.values())
         scene = {"done": len(verdicts), "total": len(self.items), "name": self.name, "status": status, "note": note}
@@ -87,8 +89,8 @@ class Annotator:
         return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
 
 
-class Face(anywidget.AnyWidget):
-    """The annotator on the screen. Its front end sends `{do, item, side, note}` and draws each new `scene`."""
+class AnnotatorWidget(anywidget.AnyWidget):
+    """The annotator on the screen. Its JavaScript sends `{do, item, side, note}` and draws each new `scene`."""
 
     _esm = Path(__file__).with_name("annotate.js")
     _css = Path(__file__).with_name("annotate.css")
@@ -97,9 +99,9 @@ class Face(anywidget.AnyWidget):
     def __init__(self, annotator: Annotator) -> None:
         super().__init__(scene=annotator.scene() | {"turn": 0})
         self.annotator = annotator
-        self.on_msg(self._heard)
+        self.on_msg(self._on_message)
 
-    def _heard(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
+    def _on_message(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
         status, note = "", ""
         try:
             if message["do"] == "undo":
@@ -122,17 +124,17 @@ def annotate(
 
     Of a tuple, a is the first response; of a pair, the chosen one. Without a person at a notebook page the first item
     is shown as static text and no widget is made, so that a saved notebook holds no widget state.
-    Raises DpoKitError on an empty name, no item, an item given twice, and a database that cannot be used.
+    Raises DpoKitError for an empty name, no item, an item that is there twice, and a database that cannot be used.
     """
     work = Annotator(as_items(items), annotator, Labels(database), seed)
     if someone_is_there():
-        display(Face(work))
+        display(AnnotatorWidget(work))
     else:
-        display(still(work), raw=True)
+        display(static_page(work), raw=True)
     return work
 
 
-def still(work: Annotator) -> dict[str, str]:
+def static_page(work: Annotator) -> dict[str, str]:
     """The current item as a MIME bundle of escaped text, for a page that nobody can press a key on."""
     scene = work.scene()
     lines = [("", f"{scene['done']} of {scene['total']} labelled by {work.name}. Run it in JupyterLab to label.")]

@@ -1,7 +1,7 @@
-"""From n ranked answers to one prompt to preference pairs.
+"""From n answers to one prompt to a ranking, and from rankings to preference pairs.
 
-Two ways to rank: by a score, or by a judge who compares every two answers. Three ways to pair: the best against the
-worst, every two, or every two that are far enough apart. The first wastes answers, the second repeats each of them
+Answers are ranked by a score, or by a judge who compares every two of them. Of a ranking one can pair the best with the
+worst, every two, or every two that are far enough apart. The first way wastes answers; the second repeats each answer
 n - 1 times and holds many near-ties; `margin_filtered` lies between.
 """
 
@@ -14,7 +14,7 @@ from statistics import fmean
 from dpo_kit.preferences.judges import Judge, Unscorable, judge_all
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 
-SAME = 1e-9
+SAME = 1e-9  # points no further apart than this are equal, and a gap is not lost to rounding
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,20 @@ def rank_by_score(
     prompt: Prompt, responses: Sequence[Response], score: Callable[[Prompt, str], float], name: str
 ) -> Ranking:
     """Rank by a score, higher is better; `name` says whose. Answers without a finite score are left out."""
-    points = [_score(score, prompt, response.text) for response in responses]
+    points = []
+    for response in responses:
+        try:
+            points.append(score(prompt, response.text))
+        except Unscorable:
+            points.append(math.nan)
     return _ranking(prompt, responses, points, name)
 
 
 def rank_by_judge(prompt: Prompt, responses: Sequence[Response], judge: Judge, workers: int = 1) -> Ranking:
     """Rank by a round robin of n (n - 1) / 2 questions: points = (wins + ties / 2) / comparisons that were judged.
 
-    Identical texts tie without a question. An answer of which no comparison was judged is left out: nobody knows its
-    place. A judge with cycles (a over b over c over a) gives equal points, and equal points make no pair.
+    Identical texts tie without a question. An answer of which no comparison was judged is left out, because nobody
+    knows its place. A judge with cycles (a over b over c over a) gives equal points, and equal points make no pair.
     """
     games = list(combinations(range(len(responses)), 2))
     asked = [(i, j) for i, j in games if responses[i].text != responses[j].text]
@@ -58,8 +63,7 @@ def rank_by_judge(prompt: Prompt, responses: Sequence[Response], judge: Judge, w
 
 def best_against_worst(rankings: Iterable[Ranking]) -> list[PreferencePair]:
     """At most one pair a prompt."""
-    rankings = [ranking for ranking in rankings if ranking.responses]
-    return [pair for r in rankings for pair in _pairs(r, [(0, len(r.responses) - 1)], SAME)]
+    return [pair for r in rankings if r.responses for pair in _pairs(r, [(0, len(r.responses) - 1)], SAME)]
 
 
 def all_pairs(rankings: Iterable[Ranking]) -> list[PreferencePair]:
@@ -76,13 +80,6 @@ def _ranking(prompt: Prompt, responses: Sequence[Response], points: Sequence[flo
     known = [i for i in range(len(responses)) if math.isfinite(points[i])]
     order = sorted(known, key=lambda i: -points[i])
     return Ranking(prompt, tuple(responses[i] for i in order), tuple(points[i] for i in order), judge)
-
-
-def _score(score: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> float:
-    try:
-        return score(prompt, text)
-    except Unscorable:
-        return math.nan
 
 
 def _pairs(ranking: Ranking, places: Iterable[tuple[int, int]], min_gap: float) -> list[PreferencePair]:

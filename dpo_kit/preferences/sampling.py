@@ -1,21 +1,13 @@
-"""Answers to each prompt from one arm; from two of them and a verdict, a pair. For more than two see `ranking`."""
+"""Answers to each prompt from one arm; from two answers and a verdict, a pair. For more than two see `ranking`."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from dpo_kit.models.answers import AnswerStore
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import Arms
 from dpo_kit.preferences.judges import Judge, judge_all
-from dpo_kit.profiles import PairSettings
+from dpo_kit.profiles import EvaluationSettings, PairSettings
 from dpo_kit.records import PreferencePair, Prompt, Response
-
-
-class Limits(Protocol):
-    """What sampling needs of a profile's table."""
-
-    max_new_tokens: int
-    batch_size: int
 
 
 def sample(
@@ -23,35 +15,26 @@ def sample(
     arm: str,
     prompts: Sequence[Prompt],
     temperatures: Sequence[float],
-    settings: Limits,
+    settings: PairSettings | EvaluationSettings,
     seed: int,
     store: AnswerStore | None = None,
 ) -> list[list[Response]]:
     """For each prompt in order, one response a temperature, each drawn with a seed of its own.
 
-    Name a temperature n times for n draws at it. A prompt gets the same responses whatever its batch, up to rounding;
-    `count_stops` counts how they ended. With a store, what a killed call had made is not made again.
+    Name a temperature n times for n draws at it. A prompt gets the same responses in any batch, up to rounding, and
+    `count_stops` counts how they ended. With a store, answers that a killed call had made are not made again.
     """
-    columns = [
-        generate(
-            arms,
-            arm,
-            prompts,
-            Sampling(temperature, len(temperatures) * seed + i, settings.max_new_tokens, settings.batch_size),
-            store,
-        )
-        for i, temperature in enumerate(temperatures)
-    ]
-    return [list(responses) for responses in zip(*columns, strict=True)]
+    limits = settings.max_new_tokens, settings.batch_size
+    draws = []
+    for i, temperature in enumerate(temperatures):
+        # n seeds for n draws: no draw of this seed is one of the next seed.
+        sampling = Sampling(temperature, len(temperatures) * seed + i, *limits)
+        draws.append(generate(arms, arm, prompts, sampling, store))
+    return [list(responses) for responses in zip(*draws, strict=True)]
 
 
 def sample_twice(
-    arms: Arms,
-    arm: str,
-    prompts: Sequence[Prompt],
-    settings: PairSettings,
-    seed: int,
-    store: AnswerStore | None = None,
+    arms: Arms, arm: str, prompts: Sequence[Prompt], settings: PairSettings, seed: int, store: AnswerStore | None = None
 ) -> tuple[list[Response], list[Response]]:
     """Two answers a prompt from one arm, at the two temperatures of a profile's `pairs` table."""
     twos = sample(arms, arm, prompts, settings.temperatures, settings, seed, store)
@@ -63,7 +46,7 @@ def make_pairs(
 ) -> list[PreferencePair]:
     """Pairs from verdicts: the winner is chosen, the other rejected; ties and unjudged prompts make no pair.
 
-    Nor does the same text twice, of which nobody is asked: a judge with a liking for the first would find a winner.
+    The same text twice makes none either, and nobody is asked: a judge that prefers the first would find a winner.
     `workers` threads ask the judge, which matters where it is a server.
     """
     differ = [row for row in zip(prompts, a, b, strict=True) if row[1].text != row[2].text]

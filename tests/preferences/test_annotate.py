@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from benchmarks.kill_annotation import item
 from dpo_kit.errors import DpoKitError
 from dpo_kit.preferences import labels as module
-from dpo_kit.preferences.annotate import Annotator, Face, annotate, still
+from dpo_kit.preferences.annotate import Annotator, AnnotatorWidget, annotate, static_page
 from dpo_kit.preferences.labels import Item, Labels
 from dpo_kit.records import Message, Prompt, Response
 
@@ -34,7 +34,7 @@ def press(face, side, note=""):
 
 
 def test_the_winner_is_the_answer_that_was_pointed_at_whichever_side_it_stood_on(work):
-    face, seen = Face(work), {}
+    face, seen = AnnotatorWidget(work), {}
     for row in ITEMS:
         seen[row.id] = face.scene["left"]
         press(face, "a")
@@ -67,7 +67,7 @@ def test_nothing_on_the_screen_tells_which_side_is_which(tmp_path):
 
 
 def test_a_second_click_makes_no_second_label_and_no_label_on_the_next_item(work):
-    face = Face(work)
+    face = AnnotatorWidget(work)
     first = face.scene["item"]
     for side in ("a", "b", "a"):
         heard(face, do="label", item=first, side=side, note="")
@@ -76,7 +76,7 @@ def test_a_second_click_makes_no_second_label_and_no_label_on_the_next_item(work
 
 
 def test_two_windows_on_one_file_label_each_item_once(work):
-    faces = Face(work), Face(Annotator(ITEMS, "me", Labels(work.labels.path)))
+    faces = AnnotatorWidget(work), AnnotatorWidget(Annotator(ITEMS, "me", Labels(work.labels.path)))
     for face in faces:
         press(face, "tie")
     assert len(work.labels.history("me")) == 1
@@ -84,7 +84,7 @@ def test_two_windows_on_one_file_label_each_item_once(work):
 
 
 def test_work_goes_on_where_it_stopped_and_other_items_are_left_alone(work):
-    face = Face(work)
+    face = AnnotatorWidget(work)
     press(face, "a", "  first look  ")
     press(face, "skip")
     again = Annotator(ITEMS[1:], "me", Labels(work.labels.path))
@@ -97,7 +97,7 @@ def test_work_goes_on_where_it_stopped_and_other_items_are_left_alone(work):
 
 
 def test_undo_brings_the_pair_back_with_its_note_on_the_same_sides(work):
-    face = Face(work)
+    face = AnnotatorWidget(work)
     before = face.scene
     press(face, "b", "too long")
     after = heard(face, do="undo")
@@ -106,7 +106,7 @@ def test_undo_brings_the_pair_back_with_its_note_on_the_same_sides(work):
 
 
 def test_the_end_says_what_was_given(work):
-    face = Face(work)
+    face = AnnotatorWidget(work)
     for side in ("a", "b", "tie", "skip", *"ab" * 4):
         press(face, side)
     assert face.scene["item"] is None
@@ -115,7 +115,7 @@ def test_the_end_says_what_was_given(work):
 
 def test_saved_is_said_only_of_what_is_saved(work, monkeypatch):
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
-    face, other = Face(work), sqlite3.connect(work.labels.path, isolation_level=None)
+    face, other = AnnotatorWidget(work), sqlite3.connect(work.labels.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     scene = press(face, "a", "kept")
     assert scene["error"].startswith("Not saved.")
@@ -136,7 +136,7 @@ def test_the_static_page_shows_markup_as_text(tmp_path):
     row = Item(
         prompt=prompt, a=Response(prompt_id="p", text=HOSTILE), b=Response(prompt_id="p", text="</pre>" + HOSTILE)
     )
-    page = still(Annotator([row], "me", Labels(tmp_path / "labels.db")))
+    page = static_page(Annotator([row], "me", Labels(tmp_path / "labels.db")))
     assert "<script" not in page["text/html"]
     assert "<img" not in page["text/html"]
     assert page["text/html"].count("&lt;script&gt;") == 3

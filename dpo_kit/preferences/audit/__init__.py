@@ -6,7 +6,7 @@ holds of the set as a whole, is reported and kept.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,6 @@ from dpo_kit.records import PreferencePair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from dpo_kit.preferences.audit.tokens import TokenFacts
 
 STRONG = 0.55  # with 60,000 rows any difference is significant; below this accuracy it hardly moves a model
 NOISY = 0.1  # an error rate of labels from which on more data helps less than better labels
@@ -81,47 +79,33 @@ def audit_pairs(
     """
     if not pairs:
         raise DpoKitError("no pairs to audit: the file is empty, or every line of it was bad")
-    roles, keys = content.wrong_roles(pairs), duplicates.keys(pairs)
-    # A chat template may fail on roles out of order, so rows that have them are not rendered.
-    facts = _facts(tokenizer, pairs, [row for row in range(len(pairs)) if row not in roles], max_length, workers)
-    differences, prompts = shortcuts.differences(pairs), _numbered(key[0] for key in keys)
+    roles, keys, facts = content.wrong_roles(pairs), duplicates.keys(pairs), None
+    if tokenizer is not None:
+        # Imported here, so that an audit without a tokenizer does not wait for transformers. A chat template may fail
+        # on roles out of order, so rows that have them are not rendered.
+        from dpo_kit.preferences.audit.tokens import token_facts
+
+        ordered = [row for row in range(len(pairs)) if row not in roles]
+        facts = token_facts(tokenizer, pairs, ordered, max_length, workers)
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt for prompt, *_ in keys))}
+    differences, prompts = shortcuts.differences(pairs), [numbers[prompt] for prompt, *_ in keys]
     features, classifier = shortcuts.by_feature(differences, prompts), shortcuts.classify(differences, prompts)
-    lengths = facts.lengths if facts else _words(pairs)
+    lengths, unit = (facts.lengths, "tokens") if facts else (_words(pairs), "words")
     findings = (
-        *_content(pairs, roles, facts),
-        *_tokens(pairs, facts, max_length),
-        *_repeated(pairs, keys),
-        *_evaluation(pairs, holdout),
-        *_private(pairs),
-        _language(pairs),
+        *_rows(pairs, keys, roles, facts, holdout, max_length),
         _length_gap(features),
         _shortcuts(features, classifier),
         _noise(pairs, keys),
-        _lengths(lengths, "tokens" if facts else "words", max_length),
+        _lengths(lengths, unit, max_length),
     )
     measures = {
-        "unit": "tokens" if facts else "words",
+        "unit": unit,
         "max_length": max_length,
         "lengths": _drawn(lengths),
         "shortcuts": [asdict(feature) for feature in features],
         "classifier": asdict(classifier) if classifier else None,
     }
     return AuditReport(pairs, findings, measures)
-
-
-def _facts(tokenizer, pairs, rows, max_length, workers) -> "TokenFacts | None":
-    if tokenizer is None:
-        return None
-    # Imported here, so that an audit without a tokenizer does not wait for transformers.
-    from dpo_kit.preferences.audit.tokens import token_facts
-
-    return token_facts(tokenizer, pairs, rows, max_length, workers)
-
-
-def _numbered(keys: Iterable) -> list[int]:
-    """Equal keys as equal numbers, from 0 in the order of their first appearance."""
-    numbers: dict = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _words(pairs) -> dict[int, tuple[int, int, int]]:
@@ -132,15 +116,13 @@ def _words(pairs) -> dict[int, tuple[int, int, int]]:
     }
 
 
-def _content(pairs, roles, facts) -> Iterator[Finding]:
+def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
+    """The checks of single rows, in the order of the report."""
     yield flag_rows("identical answers", pairs, content.identical(pairs))
     yield flag_rows("empty or blank", pairs, content.blank(pairs))
     yield flag_rows("wrong role order", pairs, {**roles, **(facts.refused if facts else {})})
     yield flag_rows("cut off", pairs, content.cut_off(pairs))
     yield flag_rows("looks cut off", pairs, content.looks_cut_off(pairs))
-
-
-def _tokens(pairs, facts, max_length) -> Iterator[Finding]:
     for name, by_row in (("no EOS after templating", "no_eos"), ("prompt not a prefix", "prefix")):
         if facts is None:
             yield skipped(name, "a tokenizer with its chat template")
@@ -151,9 +133,6 @@ def _tokens(pairs, facts, max_length) -> Iterator[Finding]:
     for name, by_row in (("EOS cut off", "cut"), ("identical after truncation", "identical")):
         missing = facts is None or max_length is None
         yield skipped(name, "a tokenizer and max_length") if missing else flag_rows(name, pairs, getattr(facts, by_row))
-
-
-def _repeated(pairs, keys) -> Iterator[Finding]:
     again = duplicates.duplicates(keys)
     yield flag_rows("duplicates", pairs, {row: f"repeats row {first}" for row, first in again.items()})
     opposite, drops = labels.contradictions(keys)
@@ -162,28 +141,16 @@ def _repeated(pairs, keys) -> Iterator[Finding]:
     yield flag_rows("near-duplicates", pairs, {row: f"nearly repeats row {first}" for row, first in near.items()})
     yield flag_rows("opposite labels", pairs, opposite, drops)
     yield flag_rows("preference cycles", pairs, labels.cycles(keys, list(opposite)))
-
-
-def _evaluation(pairs, holdout) -> Iterator[Finding]:
-    names = ("exact evaluation prompts", "near evaluation prompts")
-    if not holdout:
-        yield from (skipped(name, "the evaluation's prompts") for name in names)
-        return
-    for name, flagged in zip(names, duplicates.shared_prompts(pairs, holdout), strict=True):
-        yield flag_rows(name, pairs, flagged)
-
-
-def _private(pairs) -> Iterator[Finding]:
+    shared = duplicates.shared_prompts(pairs, holdout) if holdout else (None, None)
+    for name, flagged in zip(("exact evaluation prompts", "near evaluation prompts"), shared, strict=True):
+        yield flag_rows(name, pairs, flagged) if holdout else skipped(name, "the evaluation's prompts")
     for name, flagged in zip(("secrets", "personal data"), privacy.scan(pairs), strict=True):
         yield flag_rows(name, pairs, flagged)
-
-
-def _language(pairs) -> Finding:
     other, counts = content.minority(content.languages(pairs))
     shares = ", ".join(f"{code} {n / len(pairs) / 2:.1%}" for code, n in Counter(counts).most_common(4))
     finding = flag_rows("languages", pairs, other)
     advice = f"of the answers {shares or 'none can be told'}; {finding.advice}"
-    return replace(finding, advice=advice, numbers={"languages": counts})
+    yield replace(finding, advice=advice, numbers={"languages": counts})
 
 
 def _length_gap(features: Sequence[shortcuts.Shortcut]) -> Finding:

@@ -10,9 +10,11 @@ from dpo_kit.visible import is_blank
 TURN_MARKER = re.compile(r"\n\nHuman:|\n\nAssistant:|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]")
 TERMINAL = re.compile(r"[.!?…。！？](?=\s|$)")
 # An English sentence does not end in one of these. (Stranded prepositions are left out: "what are you looking for".)
-_DANGLING = """a an and are because been but can could his if into is my of or our should than that's the their these
-they was we were where which while who whose will with would your"""
-DANGLING = frozenset(_DANGLING.split())
+DANGLING = re.compile(
+    r"an?|and|are|because|been|but|can|could|his|if|into|is|my|of|or|our|should|than|that's|the|their|these|they|was|"
+    r"we|were|where|which|while|whose?|will|with|would|your",
+    re.IGNORECASE,
+)
 LONG_ENOUGH = 8  # words on the last line before its lack of a full stop means anything
 READ = 100  # characters of each answer from which its language is guessed
 LETTERS = 40  # with fewer letters the guess says too little
@@ -21,7 +23,7 @@ Codes = tuple[str | None, str | None]
 
 
 def identical(pairs: Sequence[PreferencePair]) -> dict[int, str]:
-    """Rows whose two answers are the same but for white space around them: loss ln 2, gradient 0, for ever."""
+    """Rows whose two answers are the same but for white space around them: their loss stays ln 2, their gradient 0."""
     return {i: p.chosen.text for i, p in enumerate(pairs) if p.chosen.text.strip() == p.rejected.text.strip()}
 
 
@@ -37,7 +39,7 @@ def parts(pair: PreferencePair) -> dict[str, str]:
 
 
 def wrong_roles(pairs: Sequence[PreferencePair]) -> dict[int, str]:
-    """Rows whose prompt is not [system,] user, assistant, ..., user, or that hide a second turn inside a message."""
+    """Rows whose prompt is not [system,] user, assistant, ..., user, or with a second turn inside a message."""
     faults = {i: role_fault(pair.prompt.messages) or _hidden_turn(pair) for i, pair in enumerate(pairs)}
     return {i: fault for i, fault in faults.items() if fault}
 
@@ -48,12 +50,12 @@ def _hidden_turn(pair: PreferencePair) -> str | None:
 
 
 def cut_off(pairs: Sequence[PreferencePair]) -> dict[int, str]:
-    """Rows with an answer that is known to have met its length limit before its end."""
+    """Rows with an answer that is known to have been cut by its length limit."""
     return _sides(pairs, lambda response: response.stopped is False)
 
 
 def looks_cut_off(pairs: Sequence[PreferencePair]) -> dict[int, str]:
-    """Rows with an answer that ends in the middle, where nobody recorded whether it stopped."""
+    """Rows with an answer that seems to end in mid-sentence, where nobody recorded whether it stopped."""
     return _sides(pairs, lambda response: response.stopped is None and ends_midway(response.text))
 
 
@@ -66,8 +68,11 @@ def _sides(pairs: Sequence[PreferencePair], bad: Callable[[Response], bool]) -> 
 
 
 def ends_midway(text: str) -> bool:
-    """Whether a text seems to stop in mid-sentence: a code fence left open, a comma or a dangling word at the end, or
-    prose that ends every sentence but the last. Chat that never uses full stops is left alone."""
+    """Whether a text seems to stop in mid-sentence.
+
+    It does with an open code fence, with a comma or a dangling word at its end, and where it ends every sentence but
+    the last with a full stop. Chat that never uses full stops is left alone.
+    """
     text = text.rstrip()
     if not text:
         return False
@@ -77,7 +82,7 @@ def ends_midway(text: str) -> bool:
     words = last_line.split()
     if not text[-1].isalpha() or len(words) < 3:
         return False
-    if words[-1].lower() in DANGLING:
+    if DANGLING.fullmatch(words[-1]):
         return True
     is_item = re.match(r"\s*(?:[-*•#>|]|\d+[.)])", last_line) is not None
     return len(words) >= LONG_ENOUGH and not is_item and len(TERMINAL.findall(text)) >= 2

@@ -1,13 +1,13 @@
-"""Rows that say the same again, and prompts that the evaluation will ask: exact by hash, near by MinHash.
+"""Rows that repeat each other, and prompts that the evaluation will ask: exactly by hash, nearly by MinHash.
 
 Two rows are near-duplicates when
 - their numbers are the same in the prompt and in each answer (digits inside a word count): "users 31%" and "users 33%"
   are two incidents, however alike the rest;
-- the sets of three consecutive words of prompt and answers together overlap by `NEAR` (Jaccard, exact);
+- the sets of three consecutive words of prompt and answers together overlap by `NEAR` (Jaccard, computed exactly);
 - each of prompt, chosen and rejected shares half of its words with its counterpart, so that two pairs of answers to
   one long prompt are not taken for one.
-Case, punctuation and white space are not looked at. MinHash (Broder 1997) with banding only proposes candidates; at
-Jaccard .7 it proposes 99% of them, at .75 99.9%.
+Case, punctuation and white space do not count. MinHash (Broder 1997) with banding only proposes candidates; of two rows
+with a Jaccard overlap of .7 it proposes 99%, at .75 99.9%.
 """
 
 import re
@@ -33,7 +33,8 @@ Parts = tuple[str, ...]
 
 
 def canonical(text: str) -> bytes:
-    """A digest of the text that does not see case, white space or Unicode form."""
+    """A digest (16 bytes) of the text that is the same for another case, white space or Unicode form."""
+    # NFKC: a letter with its accent, the two as separate characters, and a full-width letter look alike to a reader.
     same = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return blake2b(same.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -49,13 +50,13 @@ def keys(pairs: Sequence[PreferencePair]) -> list[Key]:
 
 
 def duplicates(keys: Sequence[Hashable]) -> dict[int, int]:
-    """Rows that repeat an earlier one, with the first row that they repeat."""
+    """Rows that repeat an earlier one, each with the first row that it repeats."""
     first: dict[Hashable, int] = {}
     return {row: first[key] for row, key in enumerate(keys) if first.setdefault(key, row) != row}
 
 
 def near_duplicates(pairs: Sequence[PreferencePair], skip: Iterable[int] = ()) -> dict[int, int]:
-    """Rows that nearly repeat an earlier one that stays, with that row. `skip` are not looked at."""
+    """Rows that nearly repeat an earlier one that stays, each with that row; rows in `skip` are left out."""
     texts = {row: (chat_text(p.prompt), p.chosen.text, p.rejected.text) for row, p in enumerate(pairs)}
     for row in skip:
         del texts[row]
@@ -63,9 +64,9 @@ def near_duplicates(pairs: Sequence[PreferencePair], skip: Iterable[int] = ()) -
 
 
 def near(texts: dict[int, Parts], among: int = 0) -> dict[int, int]:
-    """Each text that nearly repeats an earlier one, with it. Of a chain of near texts the first stays.
+    """Each row whose text nearly repeats an earlier row's, with that row. Of a chain of such rows the first stays.
 
-    Only rows below `among` are repeated, where it is given: then the others are compared with them alone.
+    With `among`, rows from that number on are compared only with the rows below it.
     """
     found: dict[int, int] = {}
     for row, other in _candidates(texts, among):
@@ -112,14 +113,14 @@ def _signatures(texts: Sequence[Parts]) -> tuple[list[int], np.ndarray]:
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashed), ends, BANDS * ROWS, 0)
         digests = np.array(matrix.to_rows(), np.uint64).reshape(len(batch), BANDS, ROWS)
         folded = digests[:, :, 0]
-        for i in range(1, ROWS):
+        for i in range(1, ROWS):  # the digests of one band become one number; a band is equal only where all are
             folded = folded * MIX + digests[:, :, i]
         bands.append(folded)
     return numbers, np.concatenate(bands)
 
 
 def _triple_hashes(words: list[str], vocabulary: dict[str, int]) -> np.ndarray:
-    ids = np.fromiter(map(vocabulary.__getitem__, words), np.uint64, len(words)) * MIX
+    ids = np.fromiter(map(vocabulary.__getitem__, words), np.uint64, len(words)) * MIX  # (words,)
     return ids if len(ids) < 3 else (ids[:-2] * MIX + ids[1:-1]) * MIX + ids[2:]
 
 

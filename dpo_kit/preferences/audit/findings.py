@@ -1,8 +1,8 @@
-"""What a check hands over: which rows it flags and why, how much that matters, and what to do.
+"""What a check reports: which rows it flags and why, how much that matters, and what to do.
 
-Severity is what training on the rows as they are would do. `blocking`: the row teaches nothing or something false, and
-no metric would show it. `warning`: the result is weaker or means less than it seems. `info`: worth knowing. A check
-that found nothing is `ok`; one that lacked what it needs (a tokenizer, a hold-out) is `skipped`.
+The severity says what training on the rows as they are would do. `blocking`: the row teaches nothing or something
+false, and no metric would show it. `warning`: the result is weaker or means less than it seems. `info`: worth knowing.
+A check that found nothing is `ok`; one that lacked what it needs (a tokenizer, a hold-out) is `skipped`.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Personal data and secrets by their shape. What is found is masked wherever it would be shown.
+"""Personal data and secrets, found by their shape, and masked wherever a report would show them.
 
-A pattern finds what looks like an address or a key, not what a reader could tie to a person: names and stories pass.
-Numbers that carry a check digit must satisfy it, so an order number is rarely taken for a bank card.
+A pattern finds what looks like an address or a key. It does not find what else ties a text to a person, such as names
+and stories. Numbers that carry a check digit must satisfy it, so an order number is rarely taken for a bank card.
 """
 
 import re
@@ -34,26 +34,22 @@ def public_address(text: str) -> bool:
         return False
 
 
-def always(text: str) -> bool:
-    """For shapes that need no further check."""
-    return True
-
-
 # Where none of these stands in a text, the patterns of its kinds need not be tried. Most texts end here.
 MARKS = ("@", "-----BEGIN", "sk-", "AKIA", "ghp_", "gho_", "ghs_", "github_pat_", "xox", "AIza", "hf_", "glpat-", "eyJ")
 LONG_NUMBER = re.compile(r"[0-9][0-9 ().-]{6}")
+# By kind: its pattern, and what else must hold of a match (`bool` holds of every text that is not empty).
 SHAPES: dict[str, tuple[re.Pattern, Callable[[str], bool]]] = {
     "private key": (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"), always,
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"), bool,
     ),
     "API key": (
         re.compile(
             r"\b(?:sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|gh[pos]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|xox[abeoprs]-[\w-]{10,}"
             r"|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
         ),
-        always,
+        bool,
     ),
-    "e-mail": (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[A-Za-z]{2,24}\b"), always),
+    "e-mail": (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[A-Za-z]{2,24}\b"), bool),
     "IBAN": (re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), iban),
     "card number": (re.compile(r"(?<![\w.-])[0-9](?:[ -]?[0-9]){12,18}(?![\w-])"), luhn),
     "IPv4 address": (re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])"), public_address),
@@ -62,7 +58,7 @@ SHAPES: dict[str, tuple[re.Pattern, Callable[[str], bool]]] = {
             r"(?<![\w+.-])(?:\+[1-9][0-9]{0,2}[ .-]?(?:\(?[0-9]{1,4}\)?[ .-]?){2,5}[0-9]{2,4}"
             r"|(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[0-9]{3}[ .-][0-9]{4})(?![\w-])"
         ),
-        always,
+        bool,
     ),
 }  # fmt: skip
 NUMERIC = ("IBAN", "card number", "IPv4 address", "phone number")

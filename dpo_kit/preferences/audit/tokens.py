@@ -1,8 +1,9 @@
-"""What the trainer will see of each pair: token ids as TRL makes them, without keeping them.
+"""What the trainer will see of each pair: the token ids that TRL makes, looked at and not kept.
 
-TRL renders the prompt alone and with each answer through the chat template, takes the longest common prefix as the
-prompt, and keeps the first `max_length` tokens of each side (`truncation_mode="keep_start"`). All of its silent losses
-show here: no EOS, EOS cut off, a prompt that tokenises otherwise once an answer follows, answers equal after the cut.
+TRL renders the prompt alone and with each answer through the chat template, takes the longest common prefix of the ids
+as the prompt, and keeps the first `max_length` tokens of each side (`truncation_mode="keep_start"`). What it loses
+without a message shows here: no EOS, an EOS that is cut off, a prompt whose tokens change once an answer follows,
+answers that are equal after the cut.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ Ids = Sequence[int]
 
 @dataclass
 class TokenFacts:
-    """By row, what the ids showed: lengths `(prompt, chosen, rejected)` in tokens, and why a row is at fault."""
+    """By row, what the ids show: lengths `(prompt, chosen, rejected)` in tokens, and why a row is at fault."""
 
     lengths: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class TokenFacts:
     identical: dict[int, str] = field(default_factory=dict)
 
     def update(self, other: "TokenFacts") -> None:
-        """Take over what another batch showed."""
+        """Add the rows of another batch."""
         for name, by_row in vars(other).items():
             getattr(self, name).update(by_row)
 
@@ -72,7 +73,7 @@ Texts = dict[int, tuple[str, str, str]]
 
 
 def _examined(tokenizer, max_length: int | None, batches: Iterator[Texts], workers: int) -> Iterator[TokenFacts]:
-    """The facts of each batch. Processes get a few batches at a time, so that no more than those are held as text."""
+    """The facts of each batch. Processes get a few batches at a time, so that only these are held as text."""
     if workers == 1:
         yield from (_examine_batch(tokenizer, max_length, texts) for texts in batches)
         return
@@ -81,7 +82,7 @@ def _examined(tokenizer, max_length: int | None, batches: Iterator[Texts], worke
             yield from pool.map(_work, wave)
 
 
-_worker: list = []  # in a worker process, what every batch needs: sent once, for a real tokenizer is megabytes
+_worker: list = []  # what every batch needs in a worker process; sent once, since a real tokenizer has megabytes
 
 
 def _start_worker(*needed) -> None:
@@ -124,7 +125,7 @@ def _render(tokenizer, pairs, rows, facts) -> Texts:
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[Ids]]:
-    """Texts to ids without special tokens: the Rust batch call where there is one, for it is twice as fast."""
+    """Texts to ids, no special tokens added: by the Rust batch call where there is one, which is twice as fast."""
     tokenizer("", add_special_tokens=False)  # leaves the Rust tokenizer with neither truncation nor padding
     if not tokenizer.is_fast:
         return lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -133,10 +134,11 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[I
 
 
 def _tokenise(tokenizer, encode, texts: list[tuple[str, str, str]]) -> Iterator[tuple[Ids, Ids, Ids]]:
-    """The ids of each row's three texts. What the three share up to the prompt's last special token is encoded once.
+    """The ids of each row's three texts. Their common beginning, up to its last special token, is encoded once.
 
-    A special token splits the text before anything merges, so the parts' ids join to those of the whole. Where a
-    tokenizer does otherwise (it may put a space before each text), the first batch's sample shows it.
+    A tokenizer splits a text at special tokens before it merges anything, so the ids of the parts join to those of the
+    whole. Where a tokenizer does otherwise (it may put a space before each text), the first rows of a batch show it,
+    and the whole texts are encoded.
     """
     heads = [_shared(tokenizer, *row) for row in texts]
     sample = [row[1] for row in texts[:4]]
@@ -156,6 +158,7 @@ def _shared(tokenizer, prompt: str, chosen: str, rejected: str) -> int:
 
 
 def _examine(facts: TokenFacts, row: int, tokenizer, prompt: Ids, chosen: Ids, rejected: Ids, limit: int | None):
+    """Note in `facts` what the ids of one row show; `border` is where TRL takes the prompt to end."""
     border = min(_common(prompt, chosen), _common(prompt, rejected))
     answers = {"chosen": chosen[border:], "rejected": rejected[border:]}
     facts.lengths[row] = (border, len(answers["chosen"]), len(answers["rejected"]))

@@ -1,7 +1,7 @@
-"""Rows out of a file, whatever holds them: JSON Lines, a JSON list, CSV, Parquet.
+"""Rows of a file, which may be JSON Lines, a JSON list, CSV or Parquet.
 
-A row is a dict of what its columns hold, with its place in the file. What is no row comes out as a bad line, in the
-same order, so that the caller decides what becomes of it. Files are read as a stream where the format allows it.
+A row is a dict of what its columns hold, with its place in the file. What is no row comes as a bad line, in the same
+order, so that the caller decides what becomes of it. Files are read as a stream where their format allows it.
 """
 
 import csv
@@ -18,7 +18,7 @@ from dpo_kit.jsonl import BadLine, checked_object, decode, parse_object, raw_lin
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its number (from 1), its columns, its bytes in the file (none in Parquet), and what it is a unit of."""
+    """One row: its number (from 1), its columns, its bytes (None in Parquet), and what the number counts."""
 
     number: int
     columns: dict[str, Any]
@@ -53,7 +53,7 @@ def _line_rows(path: Path) -> Iterator[Row | BadLine]:
 
 
 def _list_rows(path: Path) -> Iterator[Row | BadLine]:
-    """The items of one JSON list. A cut list gives the items before the cut; the rest is one bad item."""
+    """The items of one JSON list. A list that was cut gives the items before the cut, and one bad item."""
     text = path.read_bytes().decode("utf-8", errors="surrogateescape")
     number, at, following = 0, text.index("[") + 1, re.compile(r"\s*(,?)\s*")
     while (at := following.match(text, at).end()) < len(text) and text[at] != "]":
@@ -76,7 +76,10 @@ def _list_rows(path: Path) -> Iterator[Row | BadLine]:
 
 def _csv_rows(path: Path) -> Iterator[Row | BadLine]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KB is less than one long answer
-    header = decode_or_raise(path, next(raw_lines(path), (0, b""))[1])
+    try:
+        header = decode(next(raw_lines(path), (0, b""))[1])
+    except ValueError as error:  # without its column names no row means anything
+        raise DpoKitError(f"{path}, line 1: {error}; save the file as UTF-8") from None
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         seen: list[str] = []
         reader = csv.reader(_noting(file, seen), delimiter=max(",;\t", key=header.count), strict=True)
@@ -94,7 +97,9 @@ def _csv_rows(path: Path) -> Iterator[Row | BadLine]:
             if not raw.strip():
                 continue
             if names is None:
-                names = _column_names(path, cells)
+                if len(set(cells)) < len(cells) or not cells:
+                    raise DpoKitError(f"{path}, line 1: column names must be there and differ, found {cells}")
+                names = cells
                 continue
             yield _csv_row(names, number, cells, fault, raw)
 
@@ -109,12 +114,6 @@ def _csv_row(names: list[str], number: int, cells: list[str], fault: str | None,
         return Row(number, {name: _unpacked(cell) for name, cell in zip(names, cells, strict=True)}, raw)
     except ValueError as error:
         return BadLine(number, str(error), raw)
-
-
-def _column_names(path: Path, cells: list[str]) -> list[str]:
-    if len(set(cells)) < len(cells) or not cells:
-        raise DpoKitError(f"{path}, line 1: column names must be there and differ, found {cells}")
-    return cells
 
 
 def _unpacked(cell: str) -> Any:
@@ -142,14 +141,6 @@ def _parquet_rows(path: Path) -> Iterator[Row | BadLine]:
         raise DpoKitError(f"{path}: no such file") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DpoKitError(f"{path}: cannot be read as Parquet after row {number} ({error})") from None
-
-
-def decode_or_raise(path: Path, raw: bytes) -> str:
-    """The header as text. Raises DpoKitError: without names no row means anything."""
-    try:
-        return decode(raw)
-    except ValueError as error:
-        raise DpoKitError(f"{path}, line 1: {error}; save the file as UTF-8") from None
 
 
 def _noting(lines: Iterator[str], seen: list[str]) -> Iterator[str]:

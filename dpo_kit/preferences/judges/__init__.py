@@ -7,7 +7,7 @@ sees `a` first. Whoever wants both orders wraps it in `both_orders`; nothing els
 import math
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Protocol
 
@@ -178,17 +178,12 @@ def both_orders(judge: Judge) -> Judge:
 
 
 def judge_all(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    a: Sequence[str],
-    b: Sequence[str],
-    workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    judge: Judge, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str], workers: int = 1
 ) -> list[Verdict]:
-    """One verdict a prompt, in order, asked by `workers` threads; `progress` is told how many of how many are done.
+    """One verdict a prompt, in order, asked by `workers` threads.
 
-    Raises ValueError where the three sequences differ in length, and at once whatever the judge raises: from then on
-    no further question is begun.
+    Raises ValueError where the three sequences differ in length, and whatever the judge raises: from then on no further
+    question is begun.
     """
     rows = list(zip(prompts, a, b, strict=True))
     stopped = Event()
@@ -202,10 +197,6 @@ def judge_all(
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            asked = [pool.submit(ask, row) for row in rows]
-            for done, future in enumerate(as_completed(asked), start=1):
-                future.result()
-                progress(done, len(rows))
-            return [future.result() for future in asked]
+            return list(pool.map(ask, rows))
         finally:
             stopped.set()  # leaving the pool waits for the questions that are queued: let them end unasked

@@ -1,12 +1,12 @@
 """What a language model is asked as a judge, and how its reply is read.
 
-The answers come from models that may have learned to talk to the judge, so they are data, in two ways that do not
-trust the judge to be strict. Every line of theirs begins with `| `, so that none can stand where a delimiter stands;
-and the delimiters carry a token drawn for this one question, so that none can name it. What cannot be seen (control
-characters, zero-width characters, changes of direction) is shown by its code point: people and judge see the same text.
+The answers come from models that may have learned to talk to the judge. So they are handed over as data, in two ways
+that do not depend on an obedient judge. Each of their lines begins with `| `, so that none can stand where a delimiter
+stands. And the delimiters carry a token that is drawn for this one question, so that no answer can contain it.
+Characters that cannot be seen are shown by their code points, as on every page for people: both see the same text.
 
-The reply is read strictly: it is one JSON object of the shape that was asked for, or it is no verdict. A verdict is
-never searched for in prose, which may quote an answer.
+The reply is read strictly: it is one JSON object of the form that was asked for, or it is no verdict. A verdict is
+never searched for in prose, because prose may quote an answer.
 """
 
 import json
@@ -41,7 +41,7 @@ Reply with one JSON object and nothing else, in this form:
 
 
 class BadReply(Exception):
-    """A judge's reply that holds no verdict or score; the message says what is wrong with it."""
+    """A reply of a judge that holds no verdict or score; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def score_question(prompt: Prompt, answer: str, criteria: str = CRITERIA, token:
 def parse_reply(text: str) -> tuple[Winner, str]:
     """The winner and the reason from a judge's reply. Raises BadReply for anything but the form that was asked for.
 
-    Allowed around the JSON object: white space, one Markdown fence, and before it one `<think>` block, as local
-    reasoning models write it. All else, prose and repeated keys too, is refused.
+    White space and one Markdown fence may stand around the JSON object, and before it one `<think>` block, as local
+    reasoning models write it. Everything else is refused, prose and repeated keys too.
     """
     reply = _sole_object(text, {"reason", "winner"})
     if not isinstance(reply["winner"], str) or reply["winner"] not in _WINNERS:
@@ -95,7 +95,7 @@ def parse_score(text: str) -> tuple[int, str]:
 
 
 def quote(text: str) -> str:
-    """The text as a block shows it: each line behind `| `, and what is invisible by its code point."""
+    """The text as a block shows it: each line behind `| `, and each hidden character as its code point."""
     return "\n".join(f"| {line}" for line in reveal(text).split("\n"))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.jsonl import read_jsonl, write_pairs
+from dpo_kit.jsonl import read_jsonl, write_pairs, write_records
 from dpo_kit.preferences.importers import FORMATS, import_pairs, read_prompts
 from dpo_kit.preferences.importers.columns import meant_by
 from dpo_kit.preferences.importers.formats import MOST_PAIRS
@@ -619,6 +620,10 @@ def test_no_file_raises_anything_but_the_documented_error(tmp_path_factory, part
     folder = tmp_path_factory.getbasetemp()
     path, quarantine = folder / f"fuzz.{kind}", folder / "fuzz-bad.jsonl"
     path.write_bytes(b"[" + b",".join(parts) + b"]" if kind == "json" else b"\n".join(parts))
+    with suppress(DpoKitError):
+        prompts = read_prompts(path)
+        write_records(folder / "fuzz-prompts.jsonl", prompts)
+        assert read_prompts(folder / "fuzz-prompts.jsonl") == prompts
     try:
         imported = import_pairs(path, name, quarantine)
     except DpoKitError:
