@@ -1,7 +1,7 @@
 """Answers side by side, grouped by who won, so that one can read what was lost.
 
-It works without JavaScript: groups and answers are `<details>`. Every answer is text from elsewhere. It is escaped,
-what cannot be seen is made visible, and a very long one is cut in view with its full length stated.
+It works without JavaScript: groups and answers are `<details>`. Every answer is a text that others wrote, so it is
+escaped and its hidden characters are shown. Of a very long answer the start is shown, and its full length is stated.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def answer_browser(
 
 
 def shown(text: str) -> str:
-    """An answer as HTML that cannot run or hide anything: escaped, control characters visible, clipped, never empty."""
+    """An answer as HTML that cannot run or hide anything: escaped, hidden characters shown, clipped, never empty."""
     return f"<pre>{_readable(text)}</pre>" if text else "<em>(empty answer)</em>"
 
 

@@ -54,6 +54,7 @@ def _line_rows(path: Path) -> Iterator[Row | BadLine]:
 
 def _list_rows(path: Path) -> Iterator[Row | BadLine]:
     """The items of one JSON list. A list that was cut gives the items before the cut, and one bad item."""
+    # Bytes that are not UTF-8 stay as lone surrogates, so that only the item that holds them is bad.
     text = path.read_bytes().decode("utf-8", errors="surrogateescape")
     number, at, following = 0, text.index("[") + 1, re.compile(r"\s*(,?)\s*")
     while (at := following.match(text, at).end()) < len(text) and text[at] != "]":
@@ -82,7 +83,8 @@ def _csv_rows(path: Path) -> Iterator[Row | BadLine]:
         raise DpoKitError(f"{path}, line 1: {error}; save the file as UTF-8") from None
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         seen: list[str] = []
-        reader = csv.reader(_noting(file, seen), delimiter=max(",;\t", key=header.count), strict=True)
+        lines = (seen.append(line) or line for line in file)  # `seen` keeps the lines of a row as they are in the file
+        reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
         names: list[str] | None = None
         while True:
             number = reader.line_num + 1
@@ -118,7 +120,7 @@ def _csv_row(names: list[str], number: int, cells: list[str], fault: str | None,
 
 def _unpacked(cell: str) -> Any:
     """A cell that holds chat messages as JSON text becomes the messages; every other cell stays the text it is."""
-    if cell.lstrip().startswith("[") and '"role"' in cell:
+    if cell.lstrip().startswith("[") and '"role"' in cell:  # an answer may begin with a bracket too
         try:
             return parse_object(b'{"messages": %s}' % cell.encode("utf-8"))["messages"]
         except ValueError:
@@ -141,12 +143,6 @@ def _parquet_rows(path: Path) -> Iterator[Row | BadLine]:
         raise DpoKitError(f"{path}: no such file") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DpoKitError(f"{path}: cannot be read as Parquet after row {number} ({error})") from None
-
-
-def _noting(lines: Iterator[str], seen: list[str]) -> Iterator[str]:
-    for line in lines:
-        seen.append(line)
-        yield line
 
 
 def _bytes(text: str) -> bytes:
