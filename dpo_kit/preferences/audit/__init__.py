@@ -155,11 +155,11 @@ def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
 
 def _length_gap(features: Sequence[shortcuts.Shortcut]) -> Finding:
     words = next(feature for feature in features if feature.feature == "words")
-    said = f"the longer answer wins {words.share:.1%} [{words.low:.1%}, {words.high:.1%}] of {words.decided} pairs"
+    text = f"the longer answer wins {words.share:.1%} [{words.low:.1%}, {words.high:.1%}] of {words.decided} pairs"
     severity, advice = "info", ""
     if _is_strong(words):
         severity, advice = "warning", "; balance lengths, or control for them when evaluating"
-    return Finding("length gap", severity, words.decided, words.share, said + advice, numbers=asdict(words))
+    return Finding("length gap", severity, words.decided, words.share, text + advice, numbers=asdict(words))
 
 
 def _is_strong(feature: shortcuts.Shortcut) -> bool:
@@ -172,39 +172,39 @@ def _shortcuts(features: Sequence[shortcuts.Shortcut], classifier: shortcuts.Cla
         return skipped(name, f"{shortcuts.ENOUGH} different prompts")
     strong = [feature.direction for feature in features if _is_strong(feature)]
     accuracy, low, high = classifier.accuracy, classifier.low, classifier.high
-    said = f"surface features alone tell chosen from rejected {accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    text = f"surface features alone tell chosen from rejected {accuracy:.1%} [{low:.1%}, {high:.1%}]"
     severity = "warning" if strong or low > STRONG else "info"
     if severity == "warning":
-        said = ": ".join([said, *([", ".join(strong[:4])] if strong else [])]) + "; is this what the judge meant?"
-    return Finding(name, severity, classifier.prompts, accuracy, said, numbers=asdict(classifier))
+        text = ": ".join([text, *([", ".join(strong[:4])] if strong else [])]) + "; is this what the judge meant?"
+    return Finding(name, severity, classifier.prompts, accuracy, text, numbers=asdict(classifier))
 
 
 def _noise(pairs, keys) -> Finding:
     noise = labels.label_noise(pairs, keys)
     if noise is None:
         return skipped("label noise", "pairs that were judged more than once")
-    said = f"{noise.pairs} pairs were judged more than once, agreement {noise.agreement:.1%}"
+    text = f"{noise.pairs} pairs were judged more than once, agreement {noise.agreement:.1%}"
     if noise.error is None:
-        severity, said = "warning", f"{said}: coins would agree more, so sides were swapped somewhere"
+        severity, text = "warning", f"{text}: coins would agree more, so sides were swapped somewhere"
     else:
         upper = 0.5 if noise.high is None else noise.high
         severity = "warning" if noise.low > NOISY else "info"
-        said = f"{said}: about {noise.error:.1%} [{noise.low:.1%}, {upper:.1%}] of labels are wrong"
-    return Finding("label noise", severity, noise.pairs, noise.error or 0.0, said, numbers=asdict(noise))
+        text = f"{text}: about {noise.error:.1%} [{noise.low:.1%}, {upper:.1%}] of labels are wrong"
+    return Finding("label noise", severity, noise.pairs, noise.error or 0.0, text, numbers=asdict(noise))
 
 
 def _lengths(lengths: dict[int, tuple[int, int, int]], unit: str, max_length: int | None) -> Finding:
     if not lengths:
         return skipped("lengths", "a row that the template takes")
     longest = np.array([prompt + max(answers) for prompt, *answers in lengths.values()])
-    said = "prompt and longer answer: median {:.0f}, 95% {:.0f}, most {:.0f} "
-    said = said.format(*np.percentile(longest, (50, 95, 100))) + unit
+    text = "prompt and longer answer: median {:.0f}, 95% {:.0f}, most {:.0f} "
+    text = text.format(*np.percentile(longest, (50, 95, 100))) + unit
     cuts = {limit: float((longest > limit).mean()) for limit in sorted({*LIMITS, max_length or LIMITS[0]})}
     shown = ", ".join(f"{limit} {share:.1%}" for limit, share in cuts.items())
     if unit == "tokens":
-        said += f"; a max_length would cut: {shown}"
+        text += f"; a max_length would cut: {shown}"
     share = cuts.get(max_length, 0.0)
-    return Finding("lengths", "info", len(longest), share, said, numbers={"cut": cuts, "unit": unit})
+    return Finding("lengths", "info", len(longest), share, text, numbers={"cut": cuts, "unit": unit})
 
 
 def _drawn(lengths: dict[int, tuple[int, int, int]]) -> dict[str, Any]:

@@ -19,25 +19,34 @@ SNIPPET = 90  # characters
 
 # The checks of single rows: how much a flagged row matters, and what to do.
 ROW_CHECKS: dict[str, tuple[Severity, str]] = {
-    "identical answers": ("blocking", "drop: loss ln 2 and gradient 0 whatever the model does"),
-    "empty or blank": ("blocking", "drop, and find where the text was lost: silence would be taught, or always lose"),
-    "wrong role order": ("blocking", "rebuild as [system,] user, assistant, ..., user, one turn a message, or drop"),
-    "cut off": ("warning", "sample with more max_new_tokens, or drop: training would end it as if it were whole"),
-    "looks cut off": ("warning", "read some: it is a guess from how the text ends, so the rows are kept"),
-    "no EOS after templating": ("blocking", "let the template end the answer with EOS, or it is never learnt"),
-    "prompt not a prefix": ("blocking", "strip the answers' start, or end the template's prompt in a special token: "
-                            "the trained context is not the one met when sampling"),
-    "EOS cut off": ("warning", "raise max_length, or drop: what is cut never shows how an answer ends"),
-    "identical after truncation": ("blocking", "raise max_length, or drop: within it both sides are equal, gradient 0"),
-    "duplicates": ("warning", "keep the first: a repeated row weighs more, and on both sides of a split it leaks"),
-    "near-duplicates": ("warning", "keep the first: the numbers are the same and most three-word sequences too"),
-    "opposite labels": ("blocking", "keep the side with more votes and drop ties: their gradients cancel"),
-    "preference cycles": ("warning", "judge these prompts again, or drop: no reward puts a circle in order"),
-    "exact evaluation prompts": ("blocking", "drop: the evaluation would measure memory; split by prompt, not by pair"),
-    "near evaluation prompts": ("warning", "drop: the evaluation would partly measure memory"),
-    "secrets": ("blocking", "drop, and revoke the keys: a model can recite what it was trained on"),
-    "personal data": ("warning", "mask, drop or keep by kind; kept here, as a help line's number is meant to be said"),
-    "languages": ("info", "is the mix meant, and does the evaluation have it too?"),
+    "identical answers": ("blocking", "drop them: the loss stays ln 2 and the gradient 0, whatever the model does"),
+    "empty or blank": ("blocking", "drop them, and find where the text was lost: else the model learns to be silent, "
+                       "or that silence always loses"),
+    "wrong role order": ("blocking", "bring the turns into the order [system,] user, assistant, ..., user, with one "
+                         "turn a message, or drop them"),
+    "cut off": ("warning", "sample with a larger max_new_tokens, or drop them: training would end each as if it were "
+                "whole"),
+    "looks cut off": ("warning", "read some of them: how a text ends is only a hint, so the rows are kept"),
+    "no EOS after templating": ("blocking", "use a chat template that ends the answer with EOS: else the model never "
+                                "learns to stop"),
+    "prompt not a prefix": ("blocking", "strip white space from the start of the answers, or end the template's prompt "
+                            "with a special token: in training the prompt has other tokens than in sampling"),
+    "EOS cut off": ("warning", "raise max_length, or drop them: an answer that is cut never shows how it ends"),
+    "identical after truncation": ("blocking", "raise max_length, or drop them: within it both answers are equal, so "
+                                   "the gradient is 0"),
+    "duplicates": ("warning", "keep the first of each: a repeated row counts several times, and on both sides of a "
+                   "split it leaks"),
+    "near-duplicates": ("warning", "keep the first of each: its numbers and most three-word sequences come again"),
+    "opposite labels": ("blocking", "keep the side with more votes, and drop both where votes are equal: the gradients "
+                        "cancel"),
+    "preference cycles": ("warning", "judge these prompts again, or drop them: no reward puts a circle in order"),
+    "exact evaluation prompts": ("blocking", "drop them, and split by prompt rather than by pair: else the evaluation "
+                                 "measures memory"),
+    "near evaluation prompts": ("warning", "drop them: else the evaluation partly measures memory"),
+    "secrets": ("blocking", "drop them, and revoke the keys: a model can recite what it was trained on"),
+    "personal data": ("warning", "decide by kind whether to mask, to drop or to keep: they are kept here, because some "
+                      "numbers, such as a help line's, belong in an answer"),
+    "languages": ("info", "is this mix meant, and does the evaluation have the same?"),
 }  # fmt: skip
 KEPT = {"looks cut off", "personal data", "languages"}  # guesses and matters of taste: reported, not dropped
 
@@ -73,7 +82,7 @@ class Finding:
 def flag_rows(
     name: str, pairs: Sequence[PreferencePair], flagged: Mapping[int, str], drops: Collection[int] | None = None
 ) -> Finding:
-    """A finding about single rows. `flagged` says why by row; `drops` are all of them unless it is given."""
+    """A finding about single rows. `flagged` says why, by row; without `drops`, all of them should be dropped."""
     severity, advice = ROW_CHECKS[name]
     rows = tuple(sorted(flagged))
     if not rows:

@@ -49,10 +49,10 @@ class Imported:
     @property
     def notes(self) -> list[str]:
         """What became of the file, in sentences."""
-        said = [f"{self.format}: {len(self.pairs)} pairs from {self.rows} rows"]
-        said += [f"no pair from {count}: {why}" for why, count in self.without_pair.items()]
-        said += [f"{self.quarantined} rows put aside"] if self.quarantined else []
-        return said + ([f"columns not read: {reveal(', '.join(self.unread_columns))}"] if self.unread_columns else [])
+        notes = [f"{self.format}: {len(self.pairs)} pairs from {self.rows} rows"]
+        notes += [f"no pair from {count}: {why}" for why, count in self.without_pair.items()]
+        notes += [f"{self.quarantined} rows put aside"] if self.quarantined else []
+        return notes + ([f"columns not read: {reveal(', '.join(self.unread_columns))}"] if self.unread_columns else [])
 
 
 def import_pairs(path: Path, format: str | None = None, quarantine: Path | None = None) -> Imported:
