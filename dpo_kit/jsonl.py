@@ -105,7 +105,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                raw = raw.removeprefix(BOM) if number == 1 else raw
+                raw = raw.removeprefix(BOM) if number == 1 else raw  # some editors on Windows write one
                 if raw.strip():
                     yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
     except FileNotFoundError:
@@ -118,6 +118,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises ValueError that says what is wrong."""
     flaws: list[str] = []
     try:
+        # Decoded here: `json.loads` of bytes may take them for UTF-16, and lets lone surrogates pass.
         value = strict_decoder(flaws).decode(decode(raw))
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None

@@ -20,6 +20,7 @@ Winner = Literal["a", "b", "tie", "unjudged"]
 class Record(BaseModel):
     """A frozen value that rejects fields it does not know."""
 
+    # A misspelt field would otherwise be dropped, and its default would stand in its place.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -45,6 +46,7 @@ class Prompt(Record):
     def of(cls, messages: Iterable[Message], facts: dict[str, Any] | None = None) -> "Prompt":
         """A prompt named by what it asks: the same messages always get the same id."""
         messages = tuple(messages)
+        # 64 bits: among a million prompts two share an id with a probability of 3 in 100 million.
         return cls(id=f"{_hash(messages, 'prompt'):064x}"[:16], messages=messages, facts=facts or {})
 
     @classmethod
@@ -125,7 +127,7 @@ class PreferencePair(Record):
     def from_json(cls, row: dict[str, Any]) -> "PreferencePair":
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
         known = {"prompt", "chosen", "rejected", "prompt_id", "facts", "verdict", "chosen_made", "rejected_made"}
-        if unknown := row.keys() - known:
+        if unknown := row.keys() - known:  # it would be lost when the pair is written again
             raise ValueError(f"unknown field {min(unknown)!r}")
         prompt = Prompt(id=row["prompt_id"], messages=row["prompt"], facts=row["facts"])
         if fault := role_fault(prompt.messages):
@@ -164,6 +166,7 @@ def split_by_prompt(
         raise DpoKitError(f"holdout must lie in [0, 1), found {holdout}")
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
+        # The hash is uniform below 2^256, so the condition holds for a share `holdout` of all prompts.
         sides[_hash(pair.prompt.messages, str(seed)) / 2**256 < holdout].append(pair)
     return sides
 

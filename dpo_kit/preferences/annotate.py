@@ -54,6 +54,7 @@ class Annotator:
 
     def order(self, item: Item) -> Order:
         """Which answer stands on the left, side A: a coin of this seed, annotator and item, the same at every look."""
+        # Not `hash`, which differs from one process to the next.
         return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
 
     def choose(self, item_id: str, side: Choice, note: str = "") -> str:

@@ -117,7 +117,7 @@ def _render(tokenizer, pairs, rows, facts) -> Texts:
 
     try:
         return dict(zip(rows, sides(rows), strict=True))
-    except TemplateError as error:
+    except TemplateError as error:  # of some row of the batch: render them one by one to find it
         if len(rows) == 1:
             facts.refused[rows[0]] = f"the chat template refuses it: {error}"
             return {}
@@ -169,7 +169,7 @@ def _examine(facts: TokenFacts, row: int, tokenizer, prompt: Ids, chosen: Ids, r
         facts.no_eos[row] = f"{' and '.join(endless)} end in {tokenizer.decode(answers[endless[0]][-4:])!r}"
     if limit is None:
         return
-    room = max(limit - border, 0)
+    room = max(limit - border, 0)  # tokens of `limit` that the prompt leaves to each answer
     cut = [f"{name} by {len(ids) - room} tokens" for name, ids in answers.items() if len(ids) > room]
     if cut:
         facts.cut[row] = ", ".join(cut)

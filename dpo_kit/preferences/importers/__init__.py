@@ -133,6 +133,7 @@ def load_external_pairs(
     for note in imported.notes:
         log(f"pairs: {note}")
     pairs = imported.pairs[: data.limit]
+    # Audited before the split, so that a duplicate cannot stand on both sides of it.
     report = audit_pairs(pairs, load_tokenizer(profile.model_path), max_length=profile.model.max_length)
     faults = "; ".join(f"{found.name} {found.count}" for found in report.findings if found.drops)
     if report.blocking and data.on_blocking == "stop":
@@ -168,6 +169,7 @@ def import_external(data: DataSettings, quarantine: Path) -> Imported:
             "data.pairs is a file, or a folder or Hub id with data.split"
         ) from None
     with tempfile.TemporaryDirectory() as folder:
+        # By way of a file, so that a data set passes the same checks and the same quarantine as a file.
         path = Path(folder) / "pairs.parquet"
         dataset.to_parquet(path)
         return import_pairs(path, quarantine=quarantine)
@@ -184,6 +186,7 @@ def _head(source: Iterator[Row | BadLine]) -> list[Row | BadLine]:
 
 def _format(path: Path, head: list[Row | BadLine]) -> str | None:
     """The first format that at least half of the first rows are in, if any. Raises DpoKitError without a good row."""
+    # Not the format of most rows: every transcript is a text too, so the more general format would win.
     good = [row.columns for row in head if isinstance(row, Row)]
     if not good:
         why = f"; line 1: {head[0].reason}" if head else ": it is empty"

@@ -172,6 +172,7 @@ def pair(
 
     `arms` are the models' names where the file has them.
     """
+    # Tables hold NaN, which is no text, where a model's name is missing.
     answers = [
         Response(prompt_id=prompt.id, text=text, arm=arm if isinstance(arm, str) and arm else "imported")
         for text, arm in zip(texts, arms, strict=True)
