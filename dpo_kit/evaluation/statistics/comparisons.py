@@ -1,39 +1,27 @@
-"""Two arms on the same prompts: who wins how often, and could a fair coin have done it."""
+"""Arms on the same prompts: who wins how often, whether a fair coin would have done as well, and a scale for many arms.
+
+Two arms are compared pairwise: win rates, sign test, McNemar's test, best of K. More than three go on one scale as
+Bradley-Terry strengths. Tests that were looked at together are corrected by Holm.
+"""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+import statsmodels.api as sm
 from scipy.special import comb
 from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from dpo_kit.evaluation.statistics.intervals import Interval, mean_interval
+from dpo_kit.evaluation.results import Interval, Pairwise
+from dpo_kit.evaluation.statistics.intervals import Z, mean_interval
 from dpo_kit.records import Verdict
 
 WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
-
-
-@dataclass(frozen=True)
-class Pairwise:
-    """Verdicts counted from the side of arm `a`.
-
-    `win_rate` counts a tie half and is over all judged prompts. `decisive_win_rate`, its Wilson interval `low` to
-    `high`, `clopper_pearson` and the sign test's `p_value` are over decisive prompts; ties stay out.
-    """
-
-    wins: int
-    ties: int
-    losses: int
-    unjudged: int
-    decisive_win_rate: float | None
-    low: float
-    high: float
-    p_value: float
-    clopper_pearson: Interval | None
-    win_rate: Interval | None
+ELO_PER_NAT = 400 / np.log(10)
 
 
 @dataclass(frozen=True)
@@ -63,11 +51,11 @@ def pairwise(verdicts: Sequence[Verdict], clusters: Sequence[Hashable] | None = 
     """Count verdicts whose side `a` is the treated arm, with 95% intervals and the exact two-sided sign test.
 
     `win_rate` = (wins + ties / 2) / judged, with Tango's interval (see `intervals`; by cluster where they are given).
-    The decisive rate is wins / (wins + losses): `low` and `high` are Wilson's (1927), on average right; Clopper &
-    Pearson's (1934) never cover less than 95%, so they are wider. The sign test (a binomial test against 1/2) asks
-    whether a fair coin would do. With no decisive prompt the rate is None, the interval [0, 1] and p = 1.
-    Misleads where many verdicts are unjudged (who is missing?), where a judge's noise pulls all rates towards 1/2, and,
-    except for `win_rate`, where prompts share sources.
+    The decisive rate is wins / (wins + losses). Its `low` and `high` are Wilson's (1927), which cover 95% on average;
+    Clopper & Pearson's (1934) never cover less than 95%, so they are wider. The sign test is a binomial test against
+    1/2. With no decided prompt the rate is None, the interval is [0, 1] and p = 1.
+    Misleads where many verdicts are unjudged (the judged prompts may be the easy ones), where a judge's noise pulls all
+    rates towards 1/2, and, except for `win_rate`, where prompts share sources.
     """
     wins, losses, ties, unjudged = (sum(v.winner == w for v in verdicts) for w in ("a", "b", "tie", "unjudged"))
     decisive = wins + losses
@@ -89,8 +77,8 @@ def _win_rate(worth: np.ndarray, clusters: Sequence[Hashable] | None) -> Interva
 def preference_rate(preferences: Sequence[float]) -> PreferenceRate:
     """Weighted preferences in [0, 1], 1 = the treated arm's answer wins, summed up as AlpacaEval 2 does.
 
-    Mean; standard error s / sqrt(n); and the discrete rate: a preference above 1/2 is a win and 1/2 is half a win.
-    AlpacaEval's files hold preferences in [1, 2]: subtract 1. Its tables are in percent.
+    They are the mean, its standard error s / sqrt(n), and the discrete rate, where a preference above 1/2 is a win and
+    1/2 is half a win. AlpacaEval's files hold preferences in [1, 2]: subtract 1. Its tables are in percent.
     Raises ValueError for fewer than two preferences or one outside [0, 1].
     """
     worth = np.asarray(preferences, float)
@@ -101,9 +89,9 @@ def preference_rate(preferences: Sequence[float]) -> PreferenceRate:
 
 
 def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNemar:
-    """Exact McNemar test (1947): of the prompts that just one arm passed, is the split a fair coin's?
+    """Exact McNemar test (1947): would a fair coin split the prompts that just one arm passed as unevenly?
 
-    Misleads where the size of the difference is wanted (see `paired_difference`) or prompts share sources.
+    Misleads where the size of the difference is wanted (see `paired_difference`), or where prompts share sources.
     Raises ValueError where the two sequences differ in length.
     """
     treated, control = np.asarray(treated_pass, bool), np.asarray(control_pass, bool)
@@ -117,8 +105,8 @@ def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNem
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """Holm's (1979) step-down adjusted p-values by name: compare each with 5%, and the chance of any false one is 5%.
 
-    p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), in ascending order. A contrast fixed in
-    advance needs no correction for those that were not. Misleads where any that was looked at is left out.
+    p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), in ascending order. A contrast that was fixed in advance
+    needs no correction for those that were not. Misleads where a test that was looked at is left out.
     """
     if not p_values:
         return {}
@@ -138,7 +126,7 @@ def win_rate_at_k(
     i-th smallest of n is the best of C(i-1, K-1) of the C(n, K) subsets. That is unbiased for fresh samples (as pass@k,
     Chen et al. 2021, arXiv 2107.03374), unlike the best of the first K. Ks beyond the number of samples are left out.
     Misleads as K nears the number of samples (few effective subsets, though still unbiased), and where the same score
-    picks the best and compares them: that is the rate with a perfect selector.
+    both picks the best and compares them, which is the rate with a perfect selector.
     Raises ValueError unless both are tables of as many prompts.
     """
     treated, control = np.asarray(treated, float), np.asarray(control, float)
@@ -151,10 +139,75 @@ def win_rate_at_k(
 def _best_of(treated: np.ndarray, control: np.ndarray, k: int) -> np.ndarray:
     treated, control = np.sort(treated, axis=1), np.sort(control, axis=1)
     ours, theirs = _is_best(treated.shape[1], k), _is_best(control.shape[1], k)
-    beats = 0.5 + 0.5 * np.sign(treated[:, :, None] - control[:, None, :])
-    return np.clip(np.einsum("i,pij,j->p", ours, beats, theirs), 0, 1)  # rounding may leave [0, 1]
+    beats = 0.5 + 0.5 * np.sign(treated[:, :, None] - control[:, None, :])  # (prompts, our samples, their samples)
+    return np.clip(np.einsum("i,pij,j->p", ours, beats, theirs), 0, 1)  # rounding can leave [0, 1]
 
 
 def _is_best(samples: int, k: int) -> np.ndarray:
     """The chance that the i-th smallest of the samples is the best of K drawn without replacement."""
     return comb(np.arange(samples), k - 1) / comb(samples, k)
+
+
+def bradley_terry(
+    a: Sequence[str],
+    b: Sequence[str],
+    preferences: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    virtual_ties: float = 0.0,
+) -> dict[str, Interval]:
+    """The strength of each arm in Elo points (mean 0, best first) with a 95% interval.
+
+    One comparison a row: arm `a[i]`, arm `b[i]`, and the preference for the former in [0, 1] (1, tie 0.5, 0; unjudged
+    NaN). `clusters` names the prompt of each row: comparisons on the same prompt are not independent.
+    P(a beats b) = 1 / (1 + 10^((s_b - s_a) / 400)) (Bradley & Terry 1952), by maximum likelihood (binomial GLM) with a
+    sandwich covariance. Unlike Elo's running update it does not depend on the order of the games.
+    Misleads where arms beat each other in a circle, which one number for each arm cannot show, and where the interval
+    of one arm is read as that of a difference: compare two arms pairwise instead.
+    Raises ValueError where an arm won or lost everything (its strength is infinite): `virtual_ties` adds that many ties
+    between each two arms, which keeps strengths finite and pulls them together.
+    """
+    worth = np.asarray(preferences, float)
+    if not len(a) == len(b) == len(worth):
+        raise ValueError(f"comparisons need two arms and a preference each: {len(a)}, {len(b)} and {len(worth)}")
+    kept = np.flatnonzero(~np.isnan(worth))
+    arms = sorted({*a, *b})
+    ties = list(combinations(range(len(arms)), 2)) if virtual_ties else []
+    first = [arms.index(a[i]) for i in kept] + [i for i, _ in ties]
+    second = [arms.index(b[i]) for i in kept] + [j for _, j in ties]
+    worth = np.append(worth[kept], np.full(len(ties), 0.5))
+    weights = np.append(np.ones(len(kept)), np.full(len(ties), virtual_ties))
+    _refuse_infinite(arms, first, second, worth)
+    groups = [("row", i) for i in kept] if clusters is None else [clusters[i] for i in kept]
+    groups += [("tie", i, j) for i, j in ties]
+    strength, error = _fit(len(arms), first, second, worth, weights, groups)
+    rows = zip(arms, strength, Z * error, strict=True)
+    table = {arm: Interval(float(s), float(s - half), float(s + half)) for arm, s, half in rows}
+    return dict(sorted(table.items(), key=lambda item: (-item[1].mean, item[0])))
+
+
+def _refuse_infinite(arms, first, second, worth) -> None:
+    """Strengths are finite when every arm reaches every other along a chain of wins and ties (Ford 1957)."""
+    beaten = np.eye(len(arms), dtype=bool)  # (arms, arms): does a chain lead from the row's arm to the column's?
+    np.logical_or.at(beaten, (first, second), worth > 0)
+    np.logical_or.at(beaten, (second, first), worth < 1)
+    for middle in range(len(arms)):
+        beaten |= beaten[:, [middle]] & beaten[[middle], :]
+    if not beaten.all():
+        i, j = np.argwhere(~beaten)[0]
+        why = "no chain of wins leads from it to the other, so the distance is infinite; set virtual_ties=1"
+        raise ValueError(f"arms {arms[i]} and {arms[j]} cannot be placed on one scale: {why}")
+
+
+def _fit(count, first, second, worth, weights, groups) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths that sum to zero, and their standard errors, in Elo points."""
+    design = np.zeros((len(worth), count))
+    rows = np.arange(len(worth))
+    np.add.at(design, (rows, first), 1)
+    np.add.at(design, (rows, second), -1)
+    # only differences of strengths are identified: fit in a basis whose strengths sum to zero
+    basis = np.linalg.qr(np.eye(count)[:, 1:] - 1 / count)[0]  # (arms, arms - 1)
+    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    model = sm.GLM(worth, design @ basis, family=sm.families.Binomial(), var_weights=weights)
+    fit = model.fit(cov_type="cluster", cov_kwds={"groups": np.array([number[name] for name in groups])})
+    error = np.sqrt(np.diag(basis @ fit.cov_params() @ basis.T))
+    return ELO_PER_NAT * basis @ fit.params, ELO_PER_NAT * error

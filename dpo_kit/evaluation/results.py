@@ -1,0 +1,234 @@
+"""What an evaluation finds, as records: statistics make them, a report keeps them, views read them.
+
+This file imports no model and no statistics library, so whoever only reads a report does not wait for either.
+`report.json` is written and read here and nowhere else.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dpo_kit.errors import DpoKitError
+
+# One row a prompt, as `outcomes.jsonl` holds it: `prompt_id`; the judge's `winner`, `reason` and `in_orders`, which are
+# None where nobody judged; and by arm the `characters` of its first answer and its `scores` by metric.
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """treated - control in one metric, on the `n` prompts for which both arms have a score.
+
+    `p_value` is that of the sign test on the prompts where the two scores differ, and `p_holm` the same after Holm's
+    correction over the differences that were looked at together. `could_see` is the smallest true difference that so
+    many prompts show with 80% power. `interval` and `could_see` are None where fewer than two prompts have both scores.
+    """
+
+    metric: str
+    treated: str
+    control: str
+    n: int
+    interval: Interval | None
+    p_value: float
+    p_holm: float
+    verdict: str
+    could_see: float | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: the mean of each arm over the prompts, None where it has no score, and the primary difference."""
+
+    means: dict[str, Interval | None]
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """Verdicts, counted from the side of the treated arm.
+
+    `win_rate` counts a tie as half a win and is over all judged prompts. `decisive_win_rate`, its Wilson interval from
+    `low` to `high`, `clopper_pearson` and the `p_value` of the sign test are over the decided prompts, without ties.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    unjudged: int
+    decisive_win_rate: float | None
+    low: float
+    high: float
+    p_value: float
+    clopper_pearson: Interval | None
+    win_rate: Interval | None
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """The raw win rate and the one predicted for answers of equal length, as shares.
+
+    `length_effect` is what a much longer answer gains, as log-odds. `warnings` say where the prediction cannot be
+    trusted; `length_controlled` is None where no prediction can be made.
+    """
+
+    win_rate: Interval
+    length_controlled: Interval | None
+    length_effect: float | None
+    extrapolates: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LengthQuartile:
+    """A quarter of the prompts, from the `shortest` to the `longest` length difference, and the win rate there."""
+
+    shortest: float
+    longest: float
+    n: int
+    win_rate: Interval
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How the order of the two answers changes a judge's verdicts, over `n` pairs that it judged in both orders.
+
+    `inconsistent` is the share of pairs whose verdict changed with the order. `first` is, of the verdicts that flipped
+    from one answer to the other, the share that went to the answer shown first (0.5 is noise, 1 is always the first).
+    Each is None where there is nothing to count.
+    """
+
+    n: int
+    inconsistent: Interval | None
+    first: Interval | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the verdicts say besides who wins: of length, of order, and of what their number could have shown.
+
+    `could_see` is the smallest win rate that so many decided prompts show with 80% power; None where none would.
+    """
+
+    judge: str
+    length_controlled: LengthControlled | None
+    by_length_quartile: tuple[LengthQuartile, ...]
+    position_bias: PositionBias
+    could_see: float | None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Answers that one arm did not give: to how many prompts, the ids of the `first` of them, and why."""
+
+    count: int
+    first: tuple[str, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control: what it must show, whether it did, and what was found, in words."""
+
+    name: str
+    expected: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms compared on the same prompts at one temperature.
+
+    `primary` names the treated and the control arm of the contrast that was fixed in advance; its differences stand in
+    `metrics`, all other differences in `contrasts`. `pairwise` is the primary contrast by a judge and None without one,
+    as `judged`. `stopped` is the share of answers that ended by themselves and `characters` their mean length, by arm.
+    """
+
+    n_prompts: int
+    arms: tuple[str, ...]
+    primary: tuple[str, str]
+    metrics: dict[str, Metric]
+    pairwise: Pairwise | None
+    contrasts: tuple[Difference, ...] = ()
+    judged: Judged | None = None
+    win_rate_at_k: dict[int, Interval] = field(default_factory=dict)
+    stopped: dict[str, float | None] = field(default_factory=dict)
+    characters: dict[str, float | None] = field(default_factory=dict)
+    missing: dict[str, Gap] = field(default_factory=dict)
+    unscored: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Comparison):
+    """A comparison with its controls, the one of `greedy` answers where there is one, and how it was made.
+
+    `sampling` says in words how the answers were drawn. What is not known of a run keeps its default.
+    """
+
+    sampling: str
+    controls: tuple[Control, ...] = ()
+    greedy: Comparison | None = None
+    seed: int | None = None
+    profile: str | None = None
+    pairs: int | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def refusal(self) -> str | None:
+        """What stands in place of every verdict where a control failed; None where all passed."""
+        return refusal_of(self.controls)
+
+    def to_data(self) -> dict[str, Any]:
+        """The content of `report.json`: everything but the rows of single prompts, which `outcomes.jsonl` holds."""
+        data = asdict(self) | {"refusal": self.refusal}
+        for comparison in (data, data["greedy"]):
+            if comparison is not None:
+                del comparison["outcomes"]
+        return data
+
+    def to_json(self) -> str:
+        """`report.json` as text. Raises ValueError for a NaN or an infinity, which JSON does not have."""
+        return json.dumps(self.to_data(), indent=1, allow_nan=False) + "\n"
+
+
+REPORT = TypeAdapter(Report)
+
+
+def refusal_of(controls: Sequence[Control]) -> str | None:
+    """Which controls failed, as what stands in place of a verdict; None where all passed."""
+    failed = [control.name for control in controls if not control.passed]
+    return f"refused: control {', '.join(failed)} failed" if failed else None
+
+
+def from_data(data: dict[str, Any]) -> Report:
+    """The report that `to_data` gave. The refusal follows from the controls again, whatever `data` says of it.
+
+    Raises ValueError where a field is missing or of another type.
+    """
+    return REPORT.validate_python(data)
+
+
+def read_report(path: Path) -> Report:
+    """A `report.json` as a record. Raises DpoKitError where the file is not one."""
+    try:
+        return from_data(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split("\n")[:3])
+        raise DpoKitError(f"{path}: this is not a report that can be read ({why}); run the evaluation again") from None
