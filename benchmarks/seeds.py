@@ -5,7 +5,7 @@
 Writes every run's report to `data/runs/seeds.json`, where reports of other seeds stay, and prints the table of LOG.md.
 Finished stages are not run again, so an interrupted benchmark goes on where it stopped. The control shares its SFT
 stage with the run of the same seed.
-`--rescore` runs nothing: it compares the answers of the runs that are there, whatever version of the code made them.
+`--rescore` trains nothing: it compares the answers of the runs that are there, whatever version of the code made them.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import json
 import shutil
 from pathlib import Path
 
-from dpo_kit.evaluation.comparison import compare, first_answers
-from dpo_kit.evaluation.controls import run_controls
+from dpo_kit.evaluation.harness import evaluate
+from dpo_kit.evaluation.results import Report, from_data
 from dpo_kit.files import write_atomically
 from dpo_kit.jsonl import read_records
 from dpo_kit.pipeline import rubric_judge, run
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeds")
     parser.add_argument("--rescore", action="store_true", help="compare what is there, run nothing")
     arguments = parser.parse_args()
-    reports: dict[str, list[dict]] = {"judged": [], "shuffled": []}
+    reports: dict[str, list[Report]] = {"judged": [], "shuffled": []}
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         judged, shuffled = (arguments.runs / f"{labels}-{seed}" for labels in reports)
         if arguments.rescore:
@@ -52,31 +52,35 @@ def main() -> None:
         control = load_profile("tiny", pairs={"shuffle_labels": True})
         reports["shuffled"].append(run(control, shuffled, seed=seed))
     reports = _beside_others(reports)
-    write_atomically(KEPT, json.dumps(reports, indent=1) + "\n")
+    data = {labels: [report.to_data() for report in runs] for labels, runs in reports.items()}
+    write_atomically(KEPT, json.dumps(data, indent=1, allow_nan=False) + "\n")
     print(table(reports))
     print(f"\n{summary(reports)}")
 
 
-def _beside_others(reports: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """These reports and those of other seeds that were kept before, in the order of seeds."""
+def kept_reports() -> dict[str, list[Report]]:
+    """The reports of `data/runs/seeds.json`, by the labels that DPO was trained on."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    seeds = {labels: {run["seed"]: run for run in [*kept.get(labels, ()), *runs]} for labels, runs in reports.items()}
+    return {labels: [from_data(run) for run in runs] for labels, runs in kept.items()}
+
+
+def _beside_others(reports: dict[str, list[Report]]) -> dict[str, list[Report]]:
+    """These reports and those of other seeds that were kept before, in the order of seeds."""
+    kept = kept_reports()
+    seeds = {labels: {run.seed: run for run in [*kept.get(labels, ()), *runs]} for labels, runs in reports.items()}
     return {labels: [runs[seed] for seed in sorted(runs)] for labels, runs in seeds.items()}
 
 
-def rescored(workdir: Path, seed: int) -> dict:
+def rescored(workdir: Path, seed: int) -> Report:
     """The comparison of a finished run's sampled answers, with the controls that its files allow."""
     prompts = read_records(workdir / "eval" / "prompts.jsonl", Prompt)
     responses = read_records(workdir / "eval" / "responses.jsonl", Response)
     sampled = [response for response in responses if response.temperature > 0]
-    judge = both_orders(rubric_judge())
-    compared = compare(prompts, sampled, rubric.score, judge)
-    del compared["per_prompt"]
-    controls = run_controls(*first_answers(prompts, sampled), judge, seed=seed)
-    return {"seed": seed, "refusal": controls.refusal, **compared}
+    judge, temperature = both_orders(rubric_judge()), sampled[0].temperature
+    return evaluate(prompts, sampled, rubric.score, judge, temperature=temperature, seed=seed)
 
 
-def table(reports: dict[str, list[dict]]) -> str:
+def table(reports: dict[str, list[Report]]) -> str:
     """One row a run: each metric as base / SFT / SFT+DPO at temperature 1, and the pairwise result."""
     columns = ["labels", "seed", *METRICS, "wins, ties, losses", "decisive win rate", "better", "worse"]
     lines = [columns, ["---"] * len(columns)]
@@ -85,24 +89,24 @@ def table(reports: dict[str, list[dict]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def row(report: dict) -> list[str]:
+def row(report: Report) -> list[str]:
     """The cells of one run, from its seed on."""
-    metrics, pairwise = report["metrics"], report["pairwise"]
-    means = [" / ".join(f"{metrics[m][arm]:.3f}" for arm in ("base", "sft", "dpo")) for m in METRICS]
-    counts = ", ".join(str(pairwise[kind]) for kind in ("wins", "ties", "losses"))
-    rate = f"{pairwise['decisive_win_rate']:.3f} ({pairwise['low']:.3f} to {pairwise['high']:.3f})"
+    means = [" / ".join(f"{mean.mean:.3f}" for mean in report.metrics[metric].means.values()) for metric in METRICS]
+    pairwise = report.pairwise
+    counts = f"{pairwise.wins}, {pairwise.ties}, {pairwise.losses}"
+    rate = f"{pairwise.decisive_win_rate:.3f} ({pairwise.low:.3f} to {pairwise.high:.3f})"
     better, worse = (", ".join(verdicts(report, word)) or "none" for word in ("better", "worse"))
-    return [str(report["seed"]), *means, counts, rate, report["refusal"] or better, worse]
+    return [str(report.seed), *means, counts, rate, report.refusal or better, worse]
 
 
-def verdicts(report: dict, word: str) -> list[str]:
+def verdicts(report: Report, word: str) -> list[str]:
     """The metrics on which the report's verdict is `word`; none where a control failed."""
-    if report["refusal"]:
+    if report.refusal:
         return []
-    return [metric for metric, values in report["metrics"].items() if values["dpo_minus_sft"]["verdict"] == word]
+    return [name for name, metric in report.metrics.items() if metric.difference.verdict == word]
 
 
-def summary(reports: dict[str, list[dict]]) -> str:
+def summary(reports: dict[str, list[Report]]) -> str:
     """In how many runs the verdict is "better" on a metric of `JUDGED_BY`: with the control it must be none."""
     lines = []
     for labels, runs in reports.items():

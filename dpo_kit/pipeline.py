@@ -9,12 +9,13 @@ Each stage is a function of the profile, the seed and the folders of earlier sta
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.evaluation.results import Report
 from dpo_kit.files import hashes, sha256, write_atomically
 from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
+from dpo_kit.preferences.judges import Judge, both_orders, by_coin, by_score
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt, Response
 from dpo_kit.triage import rubric
@@ -25,8 +26,8 @@ from dpo_kit.workspace import Workspace
 # The model stack takes seconds to import, and a run whose stages are all done needs none of it: stages import it.
 
 
-def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, log: Callable = print) -> dict:
-    """Walk the whole path in `workdir` and write `report.json` and `report.html` there; returns the report's data.
+def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, log: Callable = print) -> Report:
+    """Walk the whole path in `workdir` and write `report.json` and `report.html` there; returns the report.
 
     Stages that are done and verify are skipped; `fresh` builds all of them again.
     Raises DpoKitError for anything that the reader can put right.
@@ -102,7 +103,6 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         from dpo_kit.models.answers import AnswerStore
         from dpo_kit.models.generation import count_stops
         from dpo_kit.models.loading import load_arms
-        from dpo_kit.preferences.judges import by_coin
         from dpo_kit.preferences.judges.llm import make_judge
         from dpo_kit.preferences.sampling import make_pairs, sample_twice
 
@@ -197,7 +197,7 @@ def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False
 
 
 def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Let the three arms answer held-out prompts, and SFT twice, for the controls.
+    """Let the three arms answer held-out prompts, and the SFT arm answer twice, for the controls.
 
     Writes `prompts.jsonl`, `responses.jsonl` and `resample.jsonl`.
     """
@@ -210,61 +210,51 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
         settings, base = profile.evaluation, SharedBase(profile)
         arms = [base.arm("base"), *(base.arm(name, work.root / name / "adapter") for name in ("sft", "dpo"))]
         limits = {"seed": seed, "max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
-        samplings = [Sampling(temperature, **limits) for temperature in (settings.temperature, 0.0)]
-        prompts = draw_prompts(profile.evaluation.prompts, "heldout", "evaluation", seed)
-        store = AnswerStore(work.answers("eval"))
-        answers = answer_all(arms, prompts, samplings, store)
-        # for the controls; no run's SFT arm draws with this seed, so the two samples of SFT are independent
-        resample = arms[1].answer(prompts, replace(samplings[0], seed=len(arms) * seed), store)
+        samplings = [Sampling(temperature, **limits) for temperature in dict.fromkeys((settings.temperature, 0.0))]
+        prompts = draw_prompts(settings.prompts, "heldout", "evaluation", seed)
+        answers = answer_all(arms, prompts, samplings, AnswerStore(work.answers("eval")), again="sft")
         for arm, how_they_ended in answers.count_stops().items():
             work.log(f"eval: {arm}: {how_they_ended}")
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", answers.responses)
-        write_records(folder / "resample.jsonl", resample)
+        write_records(folder / "resample.jsonl", answers.resample)
 
     return work.stage("eval", build, config(profile, seed, "evaluation"), work.outputs_of("sft", "dpo"))
 
 
-def report(work: Workspace, profile: Profile, seed: int) -> dict:
+def report(work: Workspace, profile: Profile, seed: int) -> Report:
     """Score, control and compare what lies in the workdir; writes `report.json`, `report.html` and `outcomes.jsonl`."""
-    from dpo_kit.evaluation.comparison import compare, first_answers
-    from dpo_kit.evaluation.controls import run_controls
-    from dpo_kit.preferences.judges import both_orders
+    from dpo_kit.evaluation.harness import evaluate as evaluate_answers
     from dpo_kit.training.metrics_log import read_log
-    from dpo_kit.views.report import summarize, write_report
+    from dpo_kit.views.report import write_report
 
     prompts = read_records(work.root / "eval" / "prompts.jsonl", Prompt)
-    responses = read_records(work.root / "eval" / "responses.jsonl", Response)
-    resample = read_records(work.root / "eval" / "resample.jsonl", Response)
+    responses, resample = (
+        read_records(work.root / "eval" / name, Response) for name in ("responses.jsonl", "resample.jsonl")
+    )
     trained_on = read_pairs(work.root / "pairs" / "pairs.jsonl")
     manifests = [work.manifest(stage) for stage in ("sft", "pairs", "dpo", "eval")]
-    judge = both_orders(rubric_judge())
-    sampled, greedy = ([r for r in responses if (r.temperature > 0) == drawn] for drawn in (True, False))
-    compared = compare(prompts, sampled, rubric.score, judge, trained_on=trained_on)
-    _, answers = first_answers(prompts, sampled)
-    controls = run_controls(prompts, answers, judge, resample=[r.text for r in resample], seed=seed)
-    data = summarize(
-        compared,
+    made = evaluate_answers(
+        prompts,
+        responses,
+        rubric.score,
+        both_orders(rubric_judge()),
+        temperature=profile.evaluation.temperature,
+        resample=resample,
+        trained_on=trained_on,
         seed=seed,
-        sampling=f"sampled at temperature {profile.evaluation.temperature:g}",
-        controls=controls.to_data(),
-        refusal=controls.refusal,
         profile=profile.name,
         pairs=len(trained_on),
-        greedy=compare(prompts, greedy, rubric.score, judge, trained_on=trained_on),
         timings_s={manifest["stage"]: manifest["cost"]["seconds"] for manifest in manifests},
         peak_memory_mb=max(manifest["cost"]["peak_memory_mb"] for manifest in manifests),
         versions=manifests[-1]["versions"],
     )
-    log = read_log(work.root / "dpo" / "log.jsonl")
-    write_report(work.root, data, log, prompts, sampled, compared["per_prompt"])
-    return data
+    write_report(work.root, made, read_log(work.root / "dpo" / "log.jsonl"), prompts, responses)
+    return made
 
 
-def rubric_judge():
+def rubric_judge() -> Judge:
     """The exact rubric as a judge of two answers."""
-    from dpo_kit.preferences.judges import by_score
-
     return by_score(rubric.overall, "rubric")
 
 

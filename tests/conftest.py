@@ -54,15 +54,13 @@ def small_run(small_profile, tmp_path_factory):
 def comparison(incidents):
     """A comparison without a model, on 120 prompts: people in a hurry against more careful ones.
 
-    Prompts, responses, the report's data, its rows, and a log of a training.
+    Prompts, responses, the report with its rows, and a log of a training.
     """
-    from dpo_kit.evaluation.comparison import compare, first_answers
-    from dpo_kit.evaluation.controls import run_controls
+    from dpo_kit.evaluation.harness import evaluate
     from dpo_kit.preferences.judges import both_orders, by_score
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.triage import rubric
     from dpo_kit.triage.demonstrations import Noise, demonstrate
-    from dpo_kit.views.report import summarize
 
     prompts = incidents[:120]
     responses = []
@@ -73,12 +71,9 @@ def comparison(incidents):
         made = demonstrate(prompts, noise, seed)
         responses += [r.model_copy(update={"arm": arm, "temperature": 1.0, "seed": seed}) for r in made]
     judge = both_orders(by_score(rubric.overall, "rubric"))
-    compared = compare(prompts, responses, rubric.score, judge)
-    controls = run_controls(*first_answers(prompts, responses), judge)
-    how = {"seed": 0, "sampling": "sampled at temperature 1", "controls": controls.to_data()}
-    data = summarize(compared, **how, refusal=controls.refusal)
+    report = evaluate(prompts, responses, rubric.score, judge, temperature=1.0)
     log = read_log(ROOT / "data" / "runs" / "tiny" / "dpo_log.jsonl")
-    return SimpleNamespace(prompts=prompts, responses=responses, data=data, rows=compared["per_prompt"], log=log)
+    return SimpleNamespace(prompts=prompts, responses=responses, report=report, log=log)
 
 
 @pytest.fixture(scope="session")

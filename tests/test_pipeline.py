@@ -1,6 +1,7 @@
 """The path end to end on a very small configuration, and the command line around it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ import pytest
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
-from dpo_kit.jsonl import read_pairs, read_records
+from dpo_kit.jsonl import read_jsonl, read_pairs, read_records
 from dpo_kit.pipeline import run
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import is_heldout
+from dpo_kit.views.report import read_report
 
 MADE_ONCE = ("manifest.json",)  # it holds how long the stage took
 
@@ -24,29 +26,59 @@ def test_the_workdir_holds_what_the_readme_promises(small_run):
     for name in ("sft/adapter", "pairs/pairs.jsonl", "dpo/adapter", "eval", "report.json", "report.html"):
         assert (work / name).exists(), name
     assert not list(work.glob(".*.partial"))
-    assert json.loads((work / "report.json").read_text()) == report
+    assert json.loads((work / "report.json").read_text()) == json.loads(report.to_json())
+    assert read_jsonl(work / "outcomes.jsonl") == json.loads(json.dumps(report.outcomes))
 
 
-def test_the_report_holds_the_comparison_as_data(small_run):
+def test_the_report_holds_the_comparison(small_run):
     _, profile, report = small_run
-    assert (report["seed"], report["profile"]) == (0, "tiny")
-    assert report["n_prompts"] == profile.evaluation.prompts
-    assert set(report["metrics"]) >= {"format_conformance", "severity_match", "faithfulness", "action_match"}
-    for values in report["metrics"].values():
-        assert set(values) == {"base", "sft", "dpo", "dpo_minus_sft"}
-        assert values["dpo_minus_sft"]["low"] <= values["dpo_minus_sft"]["mean"] <= values["dpo_minus_sft"]["high"]
-        assert values["dpo_minus_sft"]["mean"] == pytest.approx(values["dpo"] - values["sft"])
-    counts = {"wins", "ties", "losses", "decisive_win_rate", "low", "high", "p_value"}
-    assert set(report["pairwise"]) >= counts
-    assert set(report["timings_s"]) == {"sft", "pairs", "dpo", "eval"}
-    assert report["peak_memory_mb"] > 100
-    assert set(report["versions"]) >= {"torch", "trl", "transformers", "peft", "bitsandbytes"}
+    assert (report.seed, report.profile, report.sampling) == (0, "tiny", "sampled at temperature 1")
+    assert report.n_prompts == report.greedy.n_prompts == len(report.outcomes) == profile.evaluation.prompts
+    assert set(report.metrics) >= {"format_conformance", "severity_match", "faithfulness", "action_match"}
+    for metric in report.metrics.values():
+        assert list(metric.means) == ["base", "sft", "dpo"]
+        gain = metric.difference.interval
+        assert gain.low <= gain.mean <= gain.high
+        assert gain.mean == pytest.approx(metric.means["dpo"].mean - metric.means["sft"].mean)
+    counts = report.pairwise
+    assert counts.wins + counts.ties + counts.losses == profile.evaluation.prompts
+    assert {control.name for control in report.controls} >= {"identical", "resample", "shuffled", "padded"}
+    assert set(report.timings_s) == {"sft", "pairs", "dpo", "eval"}
+    assert report.peak_memory_mb > 100
+    assert set(report.versions) >= {"torch", "trl", "transformers", "peft", "bitsandbytes"}
+
+
+def test_the_second_sample_of_sft_is_not_its_first_one_nor_another_run_s(small_run):
+    # seed 0 of three arms: base, SFT and DPO draw with 0, 1 and 2, and SFT's seed is 1 modulo 3 in every run
+    work, _, _ = small_run
+    again = read_records(work / "eval" / "resample.jsonl", Response)
+    first = [r for r in read_records(work / "eval" / "responses.jsonl", Response) if r.arm == "sft" and r.temperature]
+    assert {(r.arm, r.seed, r.temperature) for r in again} == {("sft", 0, 1.0)}
+    assert {r.seed for r in first} == {1}
+    assert [r.prompt_id for r in again] == [r.prompt_id for r in first]
+    assert [r.text for r in again] != [r.text for r in first]
+
+
+def test_a_run_whose_judge_fails_a_control_gives_no_verdict(small_run, tmp_path, monkeypatch):
+    from dpo_kit import pipeline
+    from dpo_kit.preferences.judges import by_score
+    from dpo_kit.views.tables import table_rows
+    from dpo_kit.workspace import Workspace
+
+    work, profile, believed = small_run
+    shutil.copytree(work, tmp_path / "run")
+    monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
+    report = pipeline.report(Workspace(tmp_path / "run", "tiny", log=lambda line: None), profile, 0)
+    assert (believed.refusal, report.refusal) == (None, "refused: control constant failed")
+    assert {row[-1] for row in table_rows(report.metrics, report.refusal)} == {"refused"}
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["refusal"] == report.refusal
+    assert f"No verdict: {report.refusal}" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_pairs_are_two_answers_of_the_sft_arm_and_the_better_one_is_chosen(small_run):
     work, profile, report = small_run
     pairs = read_pairs(work / "pairs" / "pairs.jsonl")
-    assert 0 < len(pairs) == report["pairs"] <= profile.pairs.prompts
+    assert 0 < len(pairs) == report.pairs <= profile.pairs.prompts
     for pair in pairs:
         assert {pair.chosen.arm, pair.rejected.arm} == {"sft"}
         assert pair.chosen.seed != pair.rejected.seed
@@ -88,7 +120,7 @@ def test_a_spoilt_artefact_rebuilds_its_stage_and_what_depends_on_it(small_run):
     assert said[:3] == [f"{stage}: done before, verified" for stage in ("sft", "pairs", "dpo")]
     assert said[3] == "eval: responses.jsonl was changed, building again"
     assert responses.read_text() == whole, "sampling is reproducible byte for byte"
-    assert again["metrics"] == report["metrics"]
+    assert again.metrics == report.metrics
 
 
 def test_shuffled_labels_keep_the_prompts_and_lose_the_truth(small_run, small_profile, tmp_path):
@@ -128,8 +160,6 @@ def test_a_workdir_of_another_profile_is_one_line_and_exit_code_2(tmp_path, caps
 
 @pytest.mark.parametrize("spoil", ["missing", "corrupt"])
 def test_a_missing_or_corrupt_shipped_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, spoil):
-    import shutil
-
     folder = tmp_path / "data" / "tiny-base"
     if spoil == "corrupt":
         shutil.copytree(ROOT / "data" / "tiny-base", folder)
@@ -181,8 +211,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_report(small_ru
             child.kill()
             child.wait()
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    again = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert again["metrics"] == report["metrics"]
-    assert again["pairwise"] == report["pairwise"]
+    again = read_report(tmp_path / "run" / "report.json")
+    assert again.metrics == report.metrics
+    assert again.pairwise == report.pairwise
     for name in ("sft/adapter", "pairs", "dpo/adapter"):
         assert hashes(tmp_path / "run" / name, skip=MADE_ONCE) == hashes(work / name, skip=MADE_ONCE), name

@@ -1,12 +1,12 @@
 """Who takes part in a comparison: adapters on one set of frozen weights, other models, endpoints, ready answers.
 
-An arm has a name and answers prompts. An answer that does not come is missing, with a reason; none is ever made up.
+An arm has a name and answers prompts. An answer that does not come is missing, with a reason. None is ever made up.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +19,6 @@ from dpo_kit.models.loading import Arms, add_adapter, load_arms
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 
-ARMS = ("base", "sft", "dpo")
-
 
 class Answerer(Protocol):
     """Anything that answers prompts under a name."""
@@ -30,20 +28,24 @@ class Answerer(Protocol):
     def answer(
         self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
-        """One answer a prompt, in order, or why there is none; with a store, nothing stored is made again."""
+        """One answer a prompt, in order, or why there is none; with a store, a stored answer is not made again."""
         ...
 
     def release(self) -> None:
-        """Let go of what fills the memory; the next `answer` loads it again."""
+        """Free the memory that the arm holds; the next `answer` loads it again."""
         ...
 
 
 @dataclass(frozen=True)
 class Answers:
-    """All that came from all arms, and per arm what did not; an arm that answered everything has no entry there."""
+    """The answers of all arms, by arm the missing ones, and the second answers of the arm that gave some.
+
+    An arm that answered everything has no entry in `missing`.
+    """
 
     responses: list[Response]
     missing: dict[str, list[Missing]]
+    resample: list[Response] = field(default_factory=list)
 
     def count_stops(self) -> dict[str, StopCounts]:
         """How each arm's answers ended."""
@@ -52,37 +54,66 @@ class Answers:
             by_arm[response.arm].append(response)
         return {arm: count_stops(responses) for arm, responses in by_arm.items()}
 
+    def reasons(self) -> dict[str, str]:
+        """By arm why answers are missing: the three most common reasons, each with how often it was met."""
+        counted = {arm: Counter(gap.reason for gap in gaps).most_common(3) for arm, gaps in self.missing.items()}
+        return {arm: "; ".join(f"{times} times {reason}" for reason, times in met) for arm, met in counted.items()}
+
 
 def answer_all(
-    arms: Sequence[Answerer], prompts: Sequence[Prompt], samplings: Sequence[Sampling], store: AnswerStore | None = None
+    arms: Sequence[Answerer],
+    prompts: Sequence[Prompt],
+    samplings: Sequence[Sampling],
+    store: AnswerStore | None = None,
+    *,
+    again: str | None = None,
+    again_prompts: int | None = None,
 ) -> Answers:
     """One answer a prompt from each arm for each sampling, such as one at temperature 1 and a greedy one.
 
     Each arm draws with a seed of its own. With common noise two similar arms would mostly give the same answer, and
     the win rate would be one between coupled samples, not the chance that one model's answer beats the other's.
 
+    `again` names the arm that answers the first `again_prompts` a second time, as the first sampling says but with
+    another seed: a control compares the arm with itself. Where a later sampling has the same temperature, its answers
+    are these. An arm of ready answers has no second ones, and neither has greedy decoding.
     Raises DpoKitError where two arms have the same name.
     """
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise DpoKitError(f"arms {', '.join(names)}: two have the same name; give each its own")
-    given = {}
+    given, resample = {}, []
     for number, arm in enumerate(arms):  # arm by arm, so that one model of its own is in memory at a time
         for sampling in samplings:
             own = replace(sampling, seed=len(arms) * sampling.seed + number)
             given[sampling, arm.name] = arm.answer(prompts, own, store)
+        if arm.name == again:
+            answers = _second_answers(arm, number, len(arms), prompts[:again_prompts], samplings, given, store)
+            resample = [answer for answer in answers if isinstance(answer, Response)]
         arm.release()
     responses, missing = [], defaultdict(list)
     for sampling in samplings:
         for name in names:
             for answer in given[sampling, name]:
                 if isinstance(answer, Missing):
-                    missing[name].append(
-                        answer._replace(reason=f"temperature {sampling.temperature:g}: {answer.reason}")
-                    )
+                    why = f"temperature {sampling.temperature:g}: {answer.reason}"
+                    missing[name].append(answer._replace(reason=why))
                 else:
                     responses.append(answer)
-    return Answers(responses, dict(missing))
+    return Answers(responses, dict(missing), resample)
+
+
+def _second_answers(arm, number, count, prompts, samplings, given, store) -> Sequence[Response | Missing]:
+    """Other answers of arm `number` of `count` arms, independent of its first ones."""
+    first, *others = samplings
+    for sampling in others:
+        if sampling.temperature == first.temperature:
+            return given[sampling, arm.name]
+    if isinstance(arm, FileArm) or first.temperature == 0:
+        return []  # they would be the first answers again
+    assert count > 1, "a single arm has no seed that is not its own, and nothing to be compared with"
+    # an arm's own seeds are `number` modulo the number of arms, so no run of this arm draws with its neighbour's
+    return arm.answer(prompts, replace(first, seed=count * first.seed + (number - 1) % count), store)
 
 
 class ModelArm:
@@ -99,11 +130,11 @@ class ModelArm:
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
 
     def release(self) -> None:
-        """The weights belong to whoever loads them, and other arms share them."""
+        """Nothing to free: the weights belong to whoever loads them, and other arms share them."""
 
 
 class OwnModelArm(ModelArm):
-    """A model of its own, a folder or a Hub id, quantised as the profile says; in memory only while it answers."""
+    """A model of its own, from a folder or a Hub id, quantised as the profile says; in memory only while it answers."""
 
     def __init__(self, name: str, profile: Profile, path: str):
         super().__init__(name, self._load_once)
@@ -120,7 +151,7 @@ class OwnModelArm(ModelArm):
             tokenizer = self._arms.tokenizer
             if tokenizer.chat_template is None:
                 raise DpoKitError(f"{self.profile.model.path}: no chat template; give a model that was trained to chat")
-            if tokenizer.pad_token is None:  # generation masks padding, so any token will do
+            if tokenizer.pad_token is None:  # generation masks the padding, so any token serves
                 tokenizer.pad_token = tokenizer.eos_token
         return self._arms
 
@@ -153,9 +184,9 @@ class SharedBase:
 class FileArm:
     """Ready answers: a JSONL of `Response` records, of which only `prompt_id` and `text` are needed.
 
-    Where records name arms and one of them is this arm, the others' records are passed over. A record that names a
-    temperature answers for that one only; one that names none answers for all. The answers carry the temperature and
-    seed they were asked for. Raises DpoKitError where the file cannot be read.
+    Where records name arms and one of them is this arm, the records of other arms are left out. A record that names a
+    temperature is an answer at that temperature only; one that names none is an answer at any. The answers carry the
+    temperature and the seed that were asked for. Raises DpoKitError where the file cannot be read.
     """
 
     def __init__(self, name: str, path: Path):
@@ -174,7 +205,7 @@ class FileArm:
         return [self._answer(prompt, sampling) for prompt in prompts]
 
     def release(self) -> None:
-        """Texts are small."""
+        """Nothing to free: texts are small."""
 
     def _answer(self, prompt: Prompt, sampling: Sampling) -> Response | Missing:
         rows = [row for row in self._rows[prompt.id] if row.temperature in (None, sampling.temperature)]

@@ -1,18 +1,15 @@
 """What an evaluation finds, as records: statistics make them, a report keeps them, views read them.
 
-This file imports no model and no statistics library, so whoever only reads a report does not wait for either.
-`report.json` is written and read here and nowhere else.
+This file imports no model and no statistics library, so whoever only reads a report does not wait for either. What
+`report.json` holds is decided here and nowhere else.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-
-from dpo_kit.errors import DpoKitError
 
 # One row a prompt, as `outcomes.jsonl` holds it: `prompt_id`; the judge's `winner`, `reason` and `in_orders`, which are
 # None where nobody judged; and by arm the `characters` of its first answer and its `scores` by metric.
@@ -223,12 +220,3 @@ def from_data(data: dict[str, Any]) -> Report:
     Raises ValueError where a field is missing or of another type.
     """
     return REPORT.validate_python(data)
-
-
-def read_report(path: Path) -> Report:
-    """A `report.json` as a record. Raises DpoKitError where the file is not one."""
-    try:
-        return from_data(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split("\n")[:3])
-        raise DpoKitError(f"{path}: this is not a report that can be read ({why}); run the evaluation again") from None

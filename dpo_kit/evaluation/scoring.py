@@ -1,7 +1,8 @@
-"""What functions and judges say of answers: checked, and never invented.
+"""Scores of answers by functions and by judges: checked, and never invented.
 
-A metric that is out of range, not a number, or different when asked again would still give a table; the table would be
-wrong. So every value is asked for twice and checked. What a judge could not score stays unscored, and is counted.
+A metric that is out of range, not a number, or different when it is computed again would still give a table, and the
+table would be wrong. So every value is computed twice and checked. An answer that a judge could not score stays
+unscored and is counted.
 """
 
 import math
@@ -26,10 +27,10 @@ class Rating:
 
 
 def by_functions(functions: Mapping[str, Metric], low: float = 0.0, high: float = 1.0) -> Score:
-    """A reader's own metrics as one score: each function maps (prompt, answer) to a number in [low, high].
+    """Several metrics as one score: each function maps (prompt, answer) to a number in [low, high].
 
-    Every function is called twice. Raises DpoKitError, which names the metric and the prompt, where one fails, gives
-    something that is not a finite number in the range, or differs between the two calls.
+    Every function is called twice. Raises DpoKitError, which names the metric and the prompt, where a function fails,
+    returns something that is not a finite number in the range, or returns another number when called again.
     """
 
     def score(prompt: Prompt, text: str) -> dict[str, float]:
@@ -52,7 +53,7 @@ def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Score:
 
 
 def rate_all(rate: Rate, prompts: Sequence[Prompt], texts: Sequence[str], workers: int = 1) -> list[Rating]:
-    """A judge's scores, 1 to 5 with reasons, in order. A score outside the scale is not trusted: it stays unscored."""
+    """A judge's scores, 1 to 5 with reasons, in order. A score outside the scale counts as none."""
     with ThreadPoolExecutor(workers) as pool:
         return [_rating(*given) for given in pool.map(rate, prompts, texts)]
 
@@ -60,8 +61,8 @@ def rate_all(rate: Rate, prompts: Sequence[Prompt], texts: Sequence[str], worker
 def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> str | None:
     """A warning where a judge of the evaluation also labelled the training pairs; None where none did.
 
-    A model trained on a judge's taste wins by that judge's taste. Only another judge, or the truth, can tell the two
-    apart. Judges are compared by the name in their verdicts.
+    A model that was trained on a judge's preferences wins by that judge, whether or not its answers are better. Only
+    another judge, or the truth, can tell. Judges are compared by the name in their verdicts.
     """
     shared = {v.judge for v in given} & {pair.verdict.judge for pair in training}
     if not shared:
@@ -69,7 +70,7 @@ def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> 
     names = ", ".join(sorted(shared))
     return (
         f"the judge of this evaluation ({names}) also labelled the training pairs: "
-        "a gain may be that judge's taste learned by heart; ask another judge too"
+        "a gain can be that judge's taste learned by heart; ask another judge too"
     )
 
 

@@ -7,7 +7,6 @@ the dequantised ones, and meets others in the unquantised base.
 """
 
 import json
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -249,9 +248,10 @@ def _evaluation(path: Path) -> dict[str, str]:
         return {}
     report = json.loads(path.read_text(encoding="utf-8"))
     rows = {}
-    for name, values in report.get("metrics", {}).items():
-        gain = values.get("dpo_minus_sft")
-        if gain and math.isfinite(gain["mean"]):
-            interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}"
-            rows[name] = f"{values['sft']:.3f} to {values['dpo']:.3f}; difference {gain['mean']:+.3f} ({interval})"
+    for name, metric in report.get("metrics", {}).items():
+        gain = metric.get("difference", {}).get("interval")
+        if gain and report["primary"] == ["dpo", "sft"]:
+            before, after = (metric["means"][arm]["mean"] for arm in ("sft", "dpo"))
+            change = f"difference {gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+            rows[name] = f"{before:.3f} to {after:.3f}; {change}"
     return rows

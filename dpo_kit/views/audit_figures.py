@@ -1,4 +1,4 @@
-"""An audit as a table for the terminal, a table for the notebook, and three figures. All read its plain data."""
+"""An audit as a table for the terminal, one for the notebook, and three figures, all from `AuditReport.to_json()`."""
 
 from html import escape
 
@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape as literal
 from rich.table import Table
 
-from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, ORANGE, PURPLE, VERMILION, whiskers
+from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, ORANGE, PURPLE, VERMILION, hatch, whiskers
+from dpo_kit.views.tables import html_table
 
 MARKS = {"blocking": "✗ blocking", "warning": "! warning", "info": "i info", "ok": "✓ ok", "skipped": "– skipped"}
 STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "ok": "green", "skipped": "dim"}
@@ -17,7 +18,7 @@ HEADER = ("check", "severity", "rows", "share", "what to do")
 
 
 def audit_table(data: dict) -> Table:
-    """The audit for a terminal. `data` is `AuditReport.to_json()`."""
+    """The audit for a terminal."""
     table = Table(title=_title(data), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in HEADER:
         table.add_column(name, justify="right" if name in ("rows", "share") else "left", no_wrap=name != "what to do")
@@ -28,11 +29,8 @@ def audit_table(data: dict) -> Table:
 
 def audit_html(data: dict) -> str:
     """The audit for a notebook: a table with examples folded under each finding. All text from the data is escaped."""
-    head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in HEADER)
-    rows = "".join(f"<tr>{''.join(map(_cell, _cells(f)))}</tr>{_examples(f)}" for f in data["findings"])
-    return (
-        f"<table><caption>{escape(_title(data))}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    )
+    rows, below = ([write(finding) for finding in data["findings"]] for write in (_cells, _examples))
+    return html_table(HEADER, rows, words=("severity", "what to do"), caption=_title(data), below=below)
 
 
 def _title(data: dict) -> str:
@@ -45,16 +43,12 @@ def _cells(finding: dict) -> tuple[str, ...]:
     return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])
 
 
-def _cell(text: str) -> str:
-    return f'<td style="text-align:left">{escape(text)}</td>'
-
-
 def _examples(finding: dict) -> str:
     if not finding["examples"]:
         return ""
     lines = "".join(f"<li>row {e['row']} ({escape(e['id'])}): {escape(e['why'])}</li>" for e in finding["examples"])
     folded = f"<details><summary>examples: {escape(finding['name'])}</summary><ul>{lines}</ul></details>"
-    return f'<tr><td></td><td colspan="4" style="text-align:left">{folded}</td></tr>'
+    return f'<tr><td></td><td colspan="{len(HEADER) - 1}" style="text-align: left">{folded}</td></tr>'
 
 
 def findings_bar(data: dict) -> go.Figure:
@@ -66,7 +60,7 @@ def findings_bar(data: dict) -> go.Figure:
             y=[f["name"] for f in flagged if f["severity"] == severity],
             text=[f"{f['count']:,}" for f in flagged if f["severity"] == severity],
             name=MARKS[severity], orientation="h", textposition="outside",
-            marker={"color": ink, "pattern_shape": shape},
+            marker=hatch(ink, shape),
         )
         for (severity, ink), shape in zip(INKS.items(), ("x", "/", ""), strict=True)
     ])  # fmt: skip
@@ -78,7 +72,7 @@ def findings_bar(data: dict) -> go.Figure:
 
 
 def lengths(data: dict) -> go.Figure:
-    """Histograms of prompt, chosen and rejected with `max_length`, and chosen against rejected: who is longer?"""
+    """Histograms of the lengths of prompt, chosen and rejected with `max_length`; and rejected against chosen."""
     measures, drawn = data["measures"], data["measures"]["lengths"]
     figure = make_subplots(cols=2, subplot_titles=("how long", "rejected against chosen"), horizontal_spacing=0.12)
     colours = {**COLOURS, "prompt": GREY}
@@ -101,7 +95,10 @@ def lengths(data: dict) -> go.Figure:
 
 
 def shortcuts(data: dict) -> go.Figure:
-    """For each surface feature, how often the chosen answer has more of it, with 95% intervals; half says nothing."""
+    """For each surface feature, how often the chosen answer has more of it, with 95% intervals.
+
+    A feature at one half does not give the label away.
+    """
     features = [feature for feature in data["measures"]["shortcuts"] if feature["decided"]]
     shares, lows, highs = ([feature[key] for feature in features] for key in ("share", "low", "high"))
     figure = go.Figure(

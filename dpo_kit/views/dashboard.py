@@ -1,9 +1,9 @@
-"""DPO's training watched from a notebook: panels that move, a Stop button, and a word where something looks wrong.
+"""DPO training watched from a notebook: panels that move, a Stop button, and a warning where something looks wrong.
 
 Training runs in a thread of its own and only hands over rows. The kernel's loop looks at them twice a second and draws
-what is new, so nothing of a widget is touched from two threads, and a click is heard while a step is under way. When
-training ends the live panels are replaced by a static figure: a saved notebook holds no widget state.
-Without a person at a notebook page, or without anywidget, there is the static figure alone.
+what is new, so no widget is touched from two threads, and a click is handled while a step is running. When training
+ends, a static figure replaces the live panels, and a saved notebook holds no widget state. Without a person at a
+notebook page only the static figure is shown.
 """
 
 import asyncio
@@ -13,24 +13,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+import anywidget
+import ipywidgets
+import plotly.graph_objects as go
+import traitlets
 from IPython.display import HTML, display
 
 from dpo_kit.machine import someone_is_there
 from dpo_kit.views.answer_browser import shown
 from dpo_kit.views.style import show
-from dpo_kit.views.training_figure import dashboard_figure
-from dpo_kit.views.training_warnings import TrainingWarning, column, warnings_in
+from dpo_kit.views.training import LIVE, TrainingWarning, column, dashboard_figure, warnings_in
 
-REDRAW = 0.5  # seconds between two looks at the log, at least; drawing takes at most a fifth of the time
+REDRAW = 0.5  # least seconds between two looks at the log; they grow so that drawing takes at most a fifth of the time
 
 
 class Dashboard:
-    """One run of `total_steps` steps as seen so far. `stop` is the event that its button sets. Epochs may be fractions,
-    and steps computed from them too: they are rounded up, as the trainer does.
+    """What is known so far of one run of `total_steps` steps. `stop` is the event that its button sets.
 
-    A row that is heard again, as after a run was resumed, takes the place of the earlier one.
+    Where epochs are fractions, so are the steps computed from them: they are rounded up, as the trainer does. A row
+    that arrives again, as after a run was resumed, replaces the earlier one.
     """
 
     def __init__(self, total_steps: float, stop: threading.Event | None = None, batch_size: int | None = None):
@@ -39,7 +43,7 @@ class Dashboard:
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=30)
 
     def on_row(self, row: dict) -> None:
-        """Keep a row of the log. Called in the thread that trains, so it draws nothing."""
+        """Keep a row of the log. The thread that trains calls this, so it draws nothing."""
         self._rows[row["step"], frozenset(row)] = row
         self._arrivals.append((time.monotonic(), row["step"]))
 
@@ -49,11 +53,11 @@ class Dashboard:
         return list(self._rows.values())
 
     def warnings(self) -> list[TrainingWarning]:
-        """What the rows so far give reason to warn of."""
+        """The warnings that the rows so far give reason for."""
         return warnings_in(self.rows, self.batch_size)
 
     def progress(self) -> str:
-        """Where the run is, its speed, its margin, and about how long it will still take."""
+        """The step that was reached, the margin, the speed, and about how long the rest will take."""
         step, parts = self.step(), [f"step {self.step()} of {self.total_steps}"]
         for key, form in (("rewards/margins", "margin {:.2f}"), ("pairs_per_s", "{:.1f} pairs/s")):
             parts += [form.format(value) for _, value in column(self.rows, key)[-1:]]
@@ -63,16 +67,17 @@ class Dashboard:
         return " · ".join(parts)
 
     def step(self) -> int:
-        """The newest step of which anything is known."""
+        """The newest step of which there is a row."""
         return max((row["step"] for row in self.rows), default=0)
 
     async def watch(self, train: Callable[..., Any], *args: Any, callbacks: Sequence[Any] = (), **options: Any) -> Any:
-        """`await` a training in a thread, with this dashboard as its callback and its `stop`: returns what it returns.
+        """Run a training in a thread with this dashboard as its callback and its `stop`; returns what it returns.
 
         `train(*args, callbacks=..., stop=..., **options)` is called, as `train_dpo` takes them. Interrupting the cell
-        stops as the button does: with a checkpoint. Raises what `train` raises, once the static figure is shown.
+        stops the training with a checkpoint, as the button does. Raises what `train` raises, after the static figure
+        was shown.
         """
-        live = _live(self)
+        live = Live(self) if someone_is_there() else None
         heard = {"callbacks": [self, *callbacks], "stop": self.stop}
         training = asyncio.create_task(asyncio.to_thread(train, *args, **heard, **options))
         pause = REDRAW
@@ -86,23 +91,84 @@ class Dashboard:
                 live.draw()
             pause = max(REDRAW, 4 * (time.monotonic() - began))
         error = training.exception()
-        show_training(self.rows, self.batch_size, str(error or self.progress()), live.close() if live else display)
+        above = str(error or self.progress())
+        show_training(self.rows, self.batch_size, above, live.close() if live else display)
         return training.result()
+
+
+class Controls(anywidget.AnyWidget):
+    """Progress and the Stop button. `announced` is what a screen reader says, so it changes seldom."""
+
+    _esm = Path(__file__).with_name("dashboard.js")
+    _css = Path(__file__).with_name("dashboard.css")
+    scene = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, run: Dashboard):
+        super().__init__()
+        self.run = run
+        self.on_msg(self._heard)
+        self.draw()
+
+    def draw(self) -> None:
+        """Send the state of the run to the page."""
+        run = self.run
+        stopping = run.stop.is_set()
+        tenth = run.total_steps // 10 or 1
+        announced = ["Stopping after the step under way, with a checkpoint." if stopping else "Training."]
+        announced += [f"Step {run.step() // tenth * tenth} of {run.total_steps}."]
+        announced += [f"Warning: {warning.text}" for warning in run.warnings()]
+        at = {"step": run.step(), "total": run.total_steps, "progress": run.progress()}
+        self.scene = {**at, "stopping": stopping, "announced": " ".join(announced)}
+
+    def _heard(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
+        if message == {"do": "stop"}:
+            self.run.stop.set()
+            self.draw()
+
+
+class Live:
+    """The dashboard on the screen, until `close`. Only the kernel's loop calls it."""
+
+    def __init__(self, run: Dashboard):
+        self.run, self._drawn = run, -1
+        self.controls, self.warnings, self.samples = Controls(run), ipywidgets.HTML(), ipywidgets.HTML()
+        self.figure = go.FigureWidget(dashboard_figure([], LIVE))
+        self.box = ipywidgets.VBox([self.controls, self.warnings, self.figure, self.samples])
+        self._shown = display(self.box, display_id=True)
+
+    def draw(self) -> None:
+        """Bring everything up to date, if the log has grown."""
+        rows = self.run.rows
+        if len(rows) == self._drawn:
+            return
+        self._drawn = len(rows)
+        self.controls.draw()
+        self.warnings.value = warnings_html(self.run.warnings())
+        self.samples.value = samples_html(rows)
+        with self.figure.batch_update():
+            for mine, new in zip(self.figure.data, dashboard_figure(rows, LIVE).data, strict=True):
+                mine.update(x=new.x, y=new.y, customdata=new.customdata)
+
+    def close(self) -> Callable[[Any], None]:
+        """Free the widgets; returns a function that displays something in their place."""
+        for widget in (*self.box.children, self.box):
+            widget.close()
+        return self._shown.update
 
 
 def show_training(
     rows: Sequence[dict],
     batch_size: int | None = None,
-    said: str = "",
+    above: str = "",
     put: Callable[[Any], Any] = display,
 ) -> None:
     """The static dashboard of a log, of a stock trainer's too (see `read_log`): warnings, figure, sample answers.
 
-    `said` goes above; `put` displays what comes first.
+    The text `above` comes first; `put` displays it together with the warnings.
     """
     warnings = warnings_in(rows, batch_size)
-    above = f"<p>{escape(said)}</p>" if said else ""
-    put(HTML(above + (warnings_html(warnings) or "<p>There is nothing to warn of.</p>")))
+    first = f"<p>{escape(above)}</p>" if above else ""
+    put(HTML(first + (warnings_html(warnings) or "<p>There is nothing to warn of.</p>")))
     figure = dashboard_figure(rows)
     panels = ", ".join(note.text for note in figure.layout.annotations)
     show(figure, f"DPO training in panels: {panels}. {' '.join(warning.text for warning in warnings)}".strip())
@@ -129,17 +195,6 @@ def samples_html(rows: Sequence[dict]) -> str:
         for s in latest["answers/samples"]
     )
     return f"<details open><summary>Sampled at step {latest['step']}</summary><ol>{pairs}</ol></details>"
-
-
-def _live(dashboard: Dashboard):
-    """The panels that move, where there is someone to watch them and a library to draw them."""
-    if not someone_is_there():
-        return None
-    try:
-        from dpo_kit.views.live import Live
-    except ImportError:
-        return None
-    return Live(dashboard)
 
 
 def _duration(seconds: float) -> str:

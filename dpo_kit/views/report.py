@@ -1,94 +1,102 @@
 """The report of a comparison: `report.json` for programs, `report.html` for people, `outcomes.jsonl` prompt by prompt.
 
-The page carries all that it needs. What models wrote is escaped, and the page's own policy forbids it to fetch
-anything, so that not even a mistake of ours could send an answer anywhere.
+The page carries all that it needs. What models wrote is escaped. In case an escape is ever forgotten, the page's policy
+lets no script run but those that are named by their hash, and lets nothing be fetched, no form be sent and no base
+address be set. It cannot stop a link that a reader clicks, a `<meta http-equiv="refresh">`, or a style: against those
+there is the escaping alone.
 """
 
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 
+from dpo_kit.errors import DpoKitError
+from dpo_kit.evaluation.results import Report, from_data
 from dpo_kit.files import write_atomically
 from dpo_kit.jsonl import write_jsonl
 from dpo_kit.records import Prompt, Response
 from dpo_kit.views.answer_browser import answer_browser
-from dpo_kit.views.evaluation_figures import evaluation_figures
-from dpo_kit.views.figures import three_arms, training_curves
+from dpo_kit.views.figures import evaluation_figures
 from dpo_kit.views.tables import (
     arm_name,
     controls_html,
-    html_table,
-    interval,
-    metric_name,
+    further_tables,
+    metrics_html,
     notes,
-    number,
     pairwise_sentence,
     power_sentence,
     title,
 )
+from dpo_kit.views.training import training_curves
 
 TRAINING = "The training before it"
-
-
-def summarize(
-    comparison: dict,
-    *,
-    seed: int | None,
-    sampling: str,
-    controls: Sequence[dict] = (),
-    refusal: str | None = None,
-    **made,
-) -> dict:
-    """The report as plain data: a comparison without its rows, its controls, and how it was `made`.
-
-    `sampling` says in words how the answers were drawn. `made` may hold `profile`, `pairs`, `greedy` (a comparison of
-    greedy answers), `timings_s`, `peak_memory_mb` and `versions`; what is not known is left out of the page.
-    """
-    data = {"seed": seed, "sampling": sampling, "controls": list(controls), "refusal": refusal, **comparison, **made}
-    if "greedy" in made:
-        data["greedy"] = {key: made["greedy"][key] for key in ("metrics", "pairwise", "stopped")}
-    del data["per_prompt"]
-    return json.loads(json.dumps(data, allow_nan=False))
+SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 
 
 def write_report(
-    folder: Path,
-    data: dict,
-    log: list[dict],
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
-    per_prompt: Sequence[dict],
+    folder: Path, report: Report, log: Sequence[dict], prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> None:
-    """Write `report.json`, `outcomes.jsonl` and a self-contained `report.html`; an empty `log` draws no training."""
-    figures = dict(evaluation_figures(data, list(per_prompt)))
-    if data["metrics"]:
-        figures = {"Mean scores": (three_arms(data["metrics"]), "Mean score of each arm on each metric."), **figures}
+    """Write `report.json`, `outcomes.jsonl` and a self-contained `report.html`; an empty `log` draws no training.
+
+    Raises ValueError where the report holds a NaN or an infinity, and then writes nothing.
+    """
+    content = report.to_json()
+    figures = evaluation_figures(report, report.outcomes)
     if log:
         told = "Loss, rewards, margin, accuracy and KL over the steps of DPO."
         figures[TRAINING] = (training_curves(log), told)
+    drawn = [
+        {"title": name, "html": _embed(figure, plotly_js=i == 0), "description": told, "broad": name == TRAINING}
+        for i, (name, (figure, told)) in enumerate(figures.items())
+    ]
     environment = Environment(loader=PackageLoader("dpo_kit", "views"), autoescape=True)
-    environment.globals.update(arm_name=arm_name, metric_name=metric_name, number=number, interval=interval)
+    environment.globals.update(arm_name=arm_name)
+    filters = f"<script>{Path(__file__).with_name('report.js').read_text(encoding='utf-8')}</script>"
     html = environment.get_template("report.html.jinja").render(
-        data=data,
-        title=title(data),
-        table=html_table(data["metrics"], data["refusal"]),
-        greedy=html_table(data["greedy"]["metrics"], data["refusal"]) if "greedy" in data else "",
-        controls=controls_html(data["controls"]),
-        pairwise=pairwise_sentence(data["pairwise"], data["primary"], data["refusal"]),
-        power=power_sentence(data),
-        notes=notes(data),
-        figures=[
-            {"title": name, "html": _embed(figure, plotly_js=i == 0), "description": told, "broad": name == TRAINING}
-            for i, (name, (figure, told)) in enumerate(figures.items())
-        ],
-        browser=answer_browser(prompts, responses, per_prompt, data["primary"]),
+        report=report,
+        policy=_policy([filters, *(figure["html"] for figure in drawn)]),
+        title=title(report),
+        table=metrics_html(report.metrics, report.refusal),
+        controls=controls_html(report.controls),
+        pairwise=pairwise_sentence(report.pairwise, report.primary, report.refusal),
+        power=power_sentence(report),
+        notes=notes(report),
+        figures=drawn,
+        browser=answer_browser(prompts, responses, report.outcomes, report.primary),
+        tables=further_tables(report),
+        filters=filters,
     )
-    write_jsonl(folder / "outcomes.jsonl", per_prompt)
+    write_jsonl(folder / "outcomes.jsonl", report.outcomes)
     write_atomically(folder / "report.html", html)
-    write_atomically(folder / "report.json", json.dumps(data, indent=1) + "\n")
+    write_atomically(folder / "report.json", content)
+
+
+def read_report(path: Path) -> Report:
+    """A `report.json` as a record. Raises DpoKitError where the file is not one."""
+    try:
+        return from_data(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split("\n")[:3])
+        raise DpoKitError(f"{path}: this is not a report that can be read ({why}); run the evaluation again") from None
+
+
+def _policy(parts: Sequence[str]) -> str:
+    """The content security policy of a page in which only the scripts of these parts may run.
+
+    The parts are plotly's and ours, before anything that a model wrote is put beside them.
+    """
+    scripts = [script for part in parts for script in SCRIPT.findall(part)]
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(sorted({f"'sha256-{digest}'" for digest in digests}))
+    # plotly draws with inline styles and puts some of its shapes into data: images
+    shown = "style-src 'unsafe-inline'; img-src data:"
+    return f"default-src 'none'; script-src {allowed}; {shown}; base-uri 'none'; form-action 'none'"
 
 
 def _embed(figure: go.Figure, plotly_js: bool) -> str:

@@ -1,7 +1,7 @@
 """One look for every figure, and how a figure is shown so that it lasts.
 
-A shown figure carries three faces at once: an interactive one for JupyterLab, an SVG for places that run no
-JavaScript, and a sentence for those who cannot see it.
+A shown figure is stored three times: as an interactive figure for JupyterLab, as an SVG for places that run no
+JavaScript, and as a sentence for readers who cannot see it.
 """
 
 import atexit
@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import display
 
-# Okabe and Ito's palette, distinct to colour-blind eyes. One meaning each, in every figure of the workbook.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. A colour means the same in every figure.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 COLOURS = {
@@ -26,8 +26,13 @@ COLOURS = {
 }  # fmt: skip
 DASHES = {"base": "dot", "sft": "dash", "dpo": "solid", "chosen": "solid", "rejected": "dash", "reference": "dot"}
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
+# Colour alone tells nothing to some readers, so the n-th line, marker or bar of a figure takes the n-th of these too.
+LINES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+SYMBOLS = ("circle-open", "diamond", "square", "cross", "star", "triangle-up", "x")
+HATCHES = ("", "/", ".", "x", "-", "+", "|", "\\")
+TOP_RIGHT = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}  # a legend's place
 
-# Transparent paper and mid-grey ink read on a light page and on a dark one.
+# Transparent paper and mid-grey ink can be read on a light page and on a dark one.
 INK = "#808080"
 pio.templates["dpo_kit"] = go.layout.Template(
     layout={
@@ -48,8 +53,8 @@ pio.templates["dpo_kit"] = go.layout.Template(
 def show(figure: go.Figure, description: str) -> None:
     """Display `figure` in a notebook with a static SVG beside it; `description` says in words what it shows.
 
-    SVG and not PNG: JupyterLab prefers a stored PNG to the interactive figure. Where no Chromium is installed there
-    is no SVG, and only the interactive face is stored.
+    It is an SVG, since JupyterLab prefers a stored PNG to the interactive figure. Where no Chromium is installed, only
+    the interactive figure and the sentence are stored.
     """
     bundle = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/plain": description}
     if _renderer_ready():
@@ -59,10 +64,18 @@ def show(figure: go.Figure, description: str) -> None:
 
 
 def whiskers(middles: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> dict:
-    """Error bars from each low to its high; plotly wants their lengths, seen from the middle."""
+    """Error bars from each low to its high; plotly takes their lengths, measured from the middle."""
     up = [high - middle for middle, high in zip(middles, highs, strict=True)]
     down = [middle - low for middle, low in zip(middles, lows, strict=True)]
     return {"type": "data", "symmetric": False, "thickness": 2, "array": up, "arrayminus": down}
+
+
+def hatch(colour: str | Sequence[str], shape: str | Sequence[str]) -> dict:
+    """The marker of a bar, or of several, in a colour and with a pattern that is seen without colour too."""
+    return {
+        "color": colour,
+        "pattern": {"shape": shape, "fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2},
+    }
 
 
 def to_png(figure: go.Figure, scale: float = 1.5) -> bytes | None:

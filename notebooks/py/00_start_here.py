@@ -44,10 +44,12 @@ from dpo_kit.training.metrics_log import read_log
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.views.figures import differences, three_arms, training_curves
+from dpo_kit.views.figures import three_arms
 from dpo_kit.views.style import show
 from dpo_kit.views.tables import markdown_table, pairwise_sentence
+from dpo_kit.views.training import training_curves
 from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
+from dpo_kit.workbook.figures.evaluation import differences
 from dpo_kit.workspace import Workspace, default_workdir
 
 # %% [markdown]
@@ -131,7 +133,7 @@ json.loads((dpo / "start.json").read_text())
 
 # %%
 log = read_log(dpo / "log.jsonl")
-show(training_curves(log), "Four panels over DPO steps: loss falls, rewards part, margin and accuracy rise, KL grows.")
+show(training_curves(log), "Five panels over DPO steps: loss falls, rewards part, margin and accuracy rise, KL grows.")
 
 # %% [markdown]
 # A **reward** here is $\beta$ times the log-ratio of policy and reference: how much likelier the policy has made an
@@ -154,7 +156,7 @@ for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "r
 # %%
 pipeline.evaluate(work, profile, seed=0)
 report = pipeline.report(work, profile, seed=0)
-Markdown(markdown_table(report["metrics"]))
+Markdown(markdown_table(report.metrics))
 
 # %% [markdown]
 # Each row is a count of the rubric, averaged over the held-out prompts, one answer each at temperature 1. The interval
@@ -162,7 +164,7 @@ Markdown(markdown_table(report["metrics"]))
 # same as a figure: each marker is an arm, and further right is better.
 
 # %%
-show(three_arms(report["metrics"]), "Mean score of base, SFT and SFT+DPO on each metric.")
+show(three_arms(report.metrics), "Mean score of base, SFT and SFT+DPO on each metric.")
 
 # %% [markdown]
 # SFT taught the format and much of the rest, faults included. What DPO added on top is the subject of the whole
@@ -170,14 +172,14 @@ show(three_arms(report["metrics"]), "Mean score of base, SFT and SFT+DPO on each
 # nothing.
 
 # %%
-show(differences(report["metrics"]), "SFT+DPO minus SFT on each metric, with 95% intervals.")
+show(differences(report.metrics), "SFT+DPO minus SFT on each metric, with 95% intervals.")
 
 # %% [markdown]
 # A judge can also be asked directly which of two answers to the same prompt is better. The unit is the prompt, and a
 # tie is a tie.
 
 # %%
-print(fill(pairwise_sentence(report["pairwise"]), 100))
+print(fill(pairwise_sentence(report.pairwise), 100))
 
 # %% [markdown]
 # ## Look at answers
@@ -201,7 +203,7 @@ for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
 # %%
 seeds = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())
 for labels, runs in seeds.items():
-    gains = [run["metrics"]["severity_match"]["dpo_minus_sft"]["mean"] for run in runs]
+    gains = [run["metrics"]["severity_match"]["difference"]["interval"]["mean"] for run in runs]
     rates = [run["pairwise"]["decisive_win_rate"] for run in runs]
     print(f"{labels:9} severity match, difference by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")
     print(f"{labels:9} decisive win rate by seed:          {', '.join(f'{rate:.3f}' for rate in rates)}")

@@ -59,9 +59,10 @@ from dpo_kit.training.metrics_log import read_log, timeless
 from dpo_kit.training.release import release_adapter
 from dpo_kit.views.dashboard import Dashboard
 from dpo_kit.views.style import show
+from dpo_kit.views.training import frontier
 from dpo_kit.workbook.exercises.qlora_dpo import check_merge, check_newest, check_saving
 from dpo_kit.workbook.figures.fast import cells, gain, speeds, step_rates
-from dpo_kit.workbook.figures.qlora import frontiers, memory_bars, paid
+from dpo_kit.workbook.figures.qlora import LOG_RATIOS, frontiers, memory_bars
 from dpo_kit.workspace import Workspace, default_workdir
 
 logging.set_verbosity_error()  # transformers says that dequantised weights are not the original ones: that is the point
@@ -183,7 +184,7 @@ print(f"cosine between the gradients {start['gradient_cosine']:.6f}")
 
 # %%
 rows = read_log(run / "dpo" / "log.jsonl")
-way = paid(rows)
+way = frontier(rows, LOG_RATIOS)
 show(
     frontiers({"this run": rows}),
     f"Held-out gap over KL: from 0 to a gap of {way[-1][2]:.1f} nats at a KL of {way[-1][1]:.1f} nats.",
@@ -301,7 +302,7 @@ for beta in (0.01, 0.1, 1.0):
     sweep[f"beta {beta:g}"] = read_log(folder / "log.jsonl")
 
 # %%
-ends = {name: paid(rows)[-1] for name, rows in sweep.items()}
+ends = {name: frontier(rows, LOG_RATIOS)[-1] for name, rows in sweep.items()}
 told = "; ".join(f"{name}: gap {gap:.1f} at KL {kl:.1f}" for name, (_, kl, gap) in ends.items())
 show(frontiers(sweep), f"Held-out gap over KL for three betas, in nats. At the end {told}.")
 

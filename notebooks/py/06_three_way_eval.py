@@ -38,6 +38,7 @@ from statsmodels.stats.proportion import proportion_confint
 from dpo_kit import pipeline
 from dpo_kit.evaluation.comparison import PRIMARY, SMALLEST_INTERESTING, first_answers
 from dpo_kit.evaluation.controls import run_controls
+from dpo_kit.evaluation.results import refusal_of
 from dpo_kit.evaluation.statistics import (
     decisive_prompts_needed,
     holm,
@@ -51,7 +52,7 @@ from dpo_kit.evaluation.statistics import (
     verdict_text,
     win_rate_at_k,
 )
-from dpo_kit.jsonl import read_jsonl, read_records
+from dpo_kit.jsonl import read_records
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judges import both_orders, judge_all, simulated
 from dpo_kit.preferences.sampling import sample
@@ -59,15 +60,14 @@ from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
-from dpo_kit.views.evaluation_figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
+from dpo_kit.views.figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
 from dpo_kit.views.style import show
 from dpo_kit.views.tables import (
     arm_name,
     controls_html,
-    difference_of,
-    html_table,
     interval,
     metric_name,
+    metrics_html,
     notes,
     pairwise_sentence,
     power_sentence,
@@ -121,9 +121,9 @@ print(Counter((response.arm, response.temperature) for response in responses))
 # are run, and `report.json` and `report.html` are written. You will read the numbers here.
 
 # %%
-data = pipeline.report(work, profile, seed=0)
-per_prompt = read_jsonl(work.root / "outcomes.jsonl")
-print("\n".join(fill(f"note: {note}", 100) for note in notes(data)))
+report = pipeline.report(work, profile, seed=0)
+per_prompt = report.outcomes
+print("\n".join(fill(f"note: {note}", 100) for note in notes(report)))
 
 # %% [markdown]
 # That note matters wherever the judge is a person or a model: whoever is trained on a judge's taste wins by that
@@ -136,7 +136,7 @@ print("\n".join(fill(f"note: {note}", 100) for note in notes(data)))
 # must lose. Cut-off and padded answers must not win.
 
 # %%
-HTML(controls_html(data["controls"]))
+HTML(controls_html(report.controls))
 
 # %% [markdown]
 # ## A harness that is broken
@@ -150,7 +150,7 @@ hasty = simulated(truth, position_bias=0.3, length_bias=0.3)
 asked, answers = first_answers(prompts, sampled)
 resample = [response.text for response in read_records(folder / "resample.jsonl", Response)]
 broken = run_controls(asked, answers, hasty, resample=resample)
-HTML(controls_html(broken.to_data()))
+HTML(controls_html(broken))
 
 # %% [markdown]
 # It finds a winner where one model meets itself, and words that say nothing win. Whatever it says of our arms, it would
@@ -158,11 +158,11 @@ HTML(controls_html(broken.to_data()))
 # sentence say why.
 
 # %%
-assert broken.refusal, "a judge of this kind must not pass"
+refusal = refusal_of(broken)
+assert refusal, "a judge of this kind must not pass"
 hasty_verdicts = judge_all(hasty, asked, answers["dpo"], answers["sft"])
-hasty_pairwise = vars(pairwise(hasty_verdicts))
-print(fill(pairwise_sentence(hasty_pairwise, refusal=broken.refusal), 100))
-HTML(html_table(data["metrics"], broken.refusal))
+print(fill(pairwise_sentence(pairwise(hasty_verdicts), refusal=refusal), 100))
+HTML(metrics_html(report.metrics, refusal))
 
 # %% [markdown]
 # ## The table
@@ -171,8 +171,8 @@ HTML(html_table(data["metrics"], broken.refusal))
 # SFT with its 95% interval, and a verdict in words.
 
 # %%
-assert data["refusal"] is None
-HTML(html_table(data["metrics"], data["refusal"]))
+assert report.refusal is None
+HTML(metrics_html(report.metrics, report.refusal))
 
 # %% [markdown]
 # Read it line by line. *Better* and *worse* mean two things: the interval leaves out zero, and the row holds as one of
@@ -187,9 +187,9 @@ readings = {
     "no difference": f"the whole interval lies within ±{SMALLEST_INTERESTING:g}.",
     "inconclusive": "nothing is claimed.",
 }
-for metric, values in data["metrics"].items():
-    row = difference_of(values)
-    print(f"{metric_name(metric):19} {interval(row, '+'):28} {row['verdict']}: {readings[short(row['verdict'])]}")
+for name, metric in report.metrics.items():
+    row = metric.difference
+    print(f"{metric_name(name):19} {interval(row.interval, '+'):28} {row.verdict}: {readings[short(row.verdict)]}")
 
 # %% [markdown]
 # ## One row by hand
@@ -209,8 +209,9 @@ def column(arm, metric):
 gains = column("dpo", "severity_match") - column("sft", "severity_match")
 n, error = len(gains), gains.std(ddof=1) / math.sqrt(len(gains))
 print(f"by hand    {gains.mean():+.3f} [{gains.mean() - 1.96 * error:+.3f}, {gains.mean() + 1.96 * error:+.3f}]")
-print("the table ", interval(difference_of(data["metrics"]["severity_match"]), "+"))
-assert math.isclose(gains.mean(), difference_of(data["metrics"]["severity_match"])["mean"])
+severity = report.metrics["severity_match"].difference
+print("the table ", interval(severity.interval, "+"))
+assert math.isclose(gains.mean(), severity.interval.mean)
 
 # %% [markdown]
 # The two nearly agree. They are not equal, since the package does not use the textbook interval: on thirty prompts with
@@ -223,7 +224,7 @@ assert math.isclose(gains.mean(), difference_of(data["metrics"]["severity_match"
 # how they compare with the step from Base to SFT.
 
 # %%
-show(*forest(data))
+show(*forest(report))
 
 # %% [markdown]
 # A square whose interval touches the line has shown nothing, however far from it its middle lies. Where a square is
@@ -237,11 +238,11 @@ show(*forest(data))
 # out zero, and an adjusted p below 0.05. The p-values come from a sign test on the prompts where the two arms differ.
 
 # %%
-adjusted = holm({metric: difference_of(values)["p_value"] for metric, values in data["metrics"].items()})
-for metric, p in adjusted.items():
-    row = difference_of(data["metrics"][metric])
-    assert row["p_holm"] == p
-    print(f"{metric_name(metric):19} p {row['p_value']:.2g}, among five {p:.2g}: {row['verdict']}")
+adjusted = holm({name: metric.difference.p_value for name, metric in report.metrics.items()})
+for name, p in adjusted.items():
+    row = report.metrics[name].difference
+    assert row.p_holm == p
+    print(f"{metric_name(name):19} p {row.p_value:.2g}, among five {p:.2g}: {row.verdict}")
 
 # %% [markdown]
 # Is that too careful? DPO was trained on **shuffled labels**, where there is nothing to be learnt, with ten seeds; the
@@ -251,8 +252,9 @@ for metric, p in adjusted.items():
 
 # %%
 shuffled = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())["shuffled"]
-single = [any(difference_of(v)["low"] > 0 for v in run["metrics"].values()) for run in shuffled]
-held = [any(difference_of(v)["verdict"] == "better" for v in run["metrics"].values()) for run in shuffled]
+rows = [[metric["difference"] for metric in run["metrics"].values()] for run in shuffled]
+single = [any(row["interval"]["low"] > 0 for row in of_run) for of_run in rows]
+held = [any(row["verdict"] == "better" for row in of_run) for of_run in rows]
 print(
     f"{len(shuffled)} runs on shuffled labels: better by an interval {sum(single)}, better as one of five {sum(held)}"
 )
@@ -262,10 +264,10 @@ print(
 # among all of them. The five with the largest p:
 
 # %%
-rows = sorted(data["contrasts"], key=lambda row: row["p_value"], reverse=True)
+rows = sorted(report.contrasts, key=lambda row: row.p_value, reverse=True)
 for row in rows[:5]:
-    name = f"{arm_name(row['treated'])} minus {arm_name(row['control'])}, {metric_name(row['metric'])}"
-    print(f"{name:40} p {row['p_value']:.2g}, among {len(rows)} {row['p_holm']:.2g}: {row['verdict']}")
+    name = f"{arm_name(row.treated)} minus {arm_name(row.control)}, {metric_name(row.metric)}"
+    print(f"{name:40} p {row.p_value:.2g}, among {len(rows)} {row.p_holm:.2g}: {row.verdict}")
 
 # %% [markdown]
 # ## Pass or fail: McNemar
@@ -298,12 +300,12 @@ assert math.isclose(test.p_value, by_coin, rel_tol=1e-6)
 # The ends are the roots of that parabola. They lie between 0 and 1, whatever was seen.
 
 # %%
-wins, losses = data["pairwise"]["wins"], data["pairwise"]["losses"]
+wins, losses = report.pairwise.wins, report.pairwise.losses
 decisive, z = wins + losses, 1.959964
 rate = wins / decisive
 low, high = sorted(np.roots([1 + z**2 / decisive, -(2 * rate + z**2 / decisive), rate**2]))
 assert np.allclose((low, high), proportion_confint(wins, decisive, method="wilson"), atol=1e-6)
-assert np.allclose((low, high), (data["pairwise"]["low"], data["pairwise"]["high"]), atol=1e-6)
+assert np.allclose((low, high), (report.pairwise.low, report.pairwise.high), atol=1e-6)
 print(f"{wins} of {decisive} decided prompts won: {rate:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
@@ -311,16 +313,16 @@ print(f"{wins} of {decisive} decided prompts won: {rate:.3f} [{low:.3f}, {high:.
 # other number people report; it is over all prompts, and nearer to one half the more ties there are.
 
 # %%
-assert math.isclose(binomtest(wins, decisive).pvalue, data["pairwise"]["p_value"])
-print(fill(pairwise_sentence(data["pairwise"]), 100))
-print("win rate, ties half:", interval(data["pairwise"]["win_rate"]))
+assert math.isclose(binomtest(wins, decisive).pvalue, report.pairwise.p_value)
+print(fill(pairwise_sentence(report.pairwise), 100))
+print("win rate, ties half:", interval(report.pairwise.win_rate))
 
 # %% [markdown]
 # Next: on how many prompts each side wins, by the judge and by each metric alone. Look at the grey: on most single
 # metrics most prompts are ties, and only the sum of all five separates the answers.
 
 # %%
-show(*wins_ties_losses(data, per_prompt))
+show(*wins_ties_losses(report, per_prompt))
 
 # %% [markdown]
 # Where a bar holds blue and orange, SFT+DPO did better on some prompts and worse on others; the mean shows neither.
@@ -332,17 +334,17 @@ show(*wins_ties_losses(data, per_prompt))
 # goes down.
 
 # %%
-show(*win_rate_by_length(data))
+show(*win_rate_by_length(report))
 
 # %% [markdown]
 # Quarters on one side of the dotted line, whatever their length, speak for the answers; a slope would speak for their
 # length. In numbers:
 
 # %%
-controlled = data["judged"]["length_controlled"]
-print("mean characters:", {arm_name(arm): round(count) for arm, count in data["characters"].items()})
-print("win rate as counted      ", interval(controlled["win_rate"]))
-print("win rate at equal lengths", interval(controlled["length_controlled"]))
+controlled = report.judged.length_controlled
+print("mean characters:", {arm_name(arm): round(count) for arm, count in report.characters.items()})
+print("win rate as counted      ", interval(controlled.win_rate))
+print("win rate at equal lengths", interval(controlled.length_controlled))
 
 # %% [markdown]
 # The last number comes from a logistic regression of verdicts on length differences, read where the difference is
@@ -354,7 +356,7 @@ print("win rate at equal lengths", interval(controlled["length_controlled"]))
 # Means hide who paid. Each dot is a pair of scores; above the line SFT+DPO did better, and the area counts prompts.
 
 # %%
-show(*per_prompt_scatter(data, per_prompt))
+show(*per_prompt_scatter(report, per_prompt))
 
 # %% [markdown]
 # There are dots below the line. Read them: the browser opens on the prompts that SFT+DPO *lost*; the groups it won and
@@ -370,12 +372,12 @@ HTML(answer_browser(prompts, sampled, per_prompt, limit=8))
 # are two questions, and the answers may differ. The same table at temperature 0:
 
 # %%
-HTML(html_table(data["greedy"]["metrics"]))
+HTML(metrics_html(report.greedy.metrics))
 
 # %%
-for metric, values in data["metrics"].items():
-    drawn, greedy = (difference_of(v)["mean"] for v in (values, data["greedy"]["metrics"][metric]))
-    print(f"{metric_name(metric):19} SFT+DPO minus SFT: sampled {drawn:+.3f}, greedy {greedy:+.3f}")
+for name in report.metrics:
+    drawn, greedy = (of.metrics[name].difference.interval.mean for of in (report, report.greedy))
+    print(f"{metric_name(name):19} SFT+DPO minus SFT: sampled {drawn:+.3f}, greedy {greedy:+.3f}")
 
 # %% [markdown]
 # Where the first number is larger than the second, DPO moved probability onto answers that were SFT's favourites
@@ -445,7 +447,7 @@ print(f"without an interval, 30 prompts would have called the format no better i
 # it what would have escaped.
 
 # %%
-print(fill(power_sentence(data), 100), "\n")
+print(fill(power_sentence(report), 100), "\n")
 for effect in (0.2, 0.1, 0.05, 0.02):
     print(f"to see a difference of {effect:.2f} in severity: {prompts_needed(effect, gains.std(ddof=1)):,} prompts")
 for true_rate in (0.75, 0.6, 0.55, 0.52):
@@ -479,11 +481,11 @@ best = {}
 for seed, arm in enumerate(("sft", "dpo"), start=1):  # a seed each, so that the draws are independent
     texts = sample(arms, arm, subset, [profile.evaluation.temperature] * tries, profile.evaluation, seed)
     best[arm] = [[rubric.overall(p, r.text) for r in rs] for p, rs in zip(subset, texts, strict=True)]
-at_k = {str(k): vars(rate) for k, rate in win_rate_at_k(best["dpo"], best["sft"]).items()}
+at_k = win_rate_at_k(best["dpo"], best["sft"])
 show(*rate_by_k(at_k))
 
 # %%
-print(f"WinRate@1 {interval(at_k['1'])}, WinRate@{tries} {interval(at_k[str(tries)])}, on {len(subset)} prompts")
+print(f"WinRate@1 {interval(at_k[1])}, WinRate@{tries} {interval(at_k[tries])}, on {len(subset)} prompts")
 for arm, scored in best.items():
     print(f"{arm_name(arm):8} mean {np.mean(scored):.3f}, mean best of {tries} {np.max(scored, axis=1).mean():.3f}")
 
@@ -521,7 +523,7 @@ ways = {
     name: {**{way: in_order(verdicts, i) for way, i in WAYS.items()}, "both orders": verdicts}
     for name, verdicts in heard.items()
 }
-rates = {name: {way: vars(pairwise(v).win_rate) for way, v in row.items()} for name, row in ways.items()}
+rates = {name: {way: pairwise(v).win_rate for way, v in row.items()} for name, row in ways.items()}
 
 # %% [markdown]
 # Look first at how far apart the two single orders lie for each judge, then at where "both orders" lies compared with
@@ -547,10 +549,10 @@ for name, verdicts in heard.items():
 # The sentences are made from the numbers of this run.
 
 # %%
-for metric, values in data["metrics"].items():
-    row = difference_of(values)
-    lacked = f": {row['mean'] / (1 - values['sft']):+.0%} of what SFT lacked"
-    print(f"{metric_name(metric)}: {row['verdict']}{lacked if row['verdict'] in ('better', 'worse') else ''}.")
+for name, metric in report.metrics.items():
+    verdict, gain = metric.difference.verdict, metric.difference.interval.mean
+    lacked = f": {gain / (1 - metric.means['sft'].mean):+.0%} of what SFT lacked"
+    print(f"{metric_name(name)}: {verdict}{lacked if verdict in ('better', 'worse') else ''}.")
 for metric in ("severity_match", "action_match"):
     test = mcnemar(column("dpo", metric) == 1, column("sft", metric) == 1)
     print(f"{metric_name(metric)}: mended on {test.only_treated} prompts, broken on {test.only_control}.")
@@ -573,8 +575,8 @@ for metric in ("severity_match", "action_match"):
 # cell of your own and fill it in; about 300 words make a page that a colleague can check.
 
 # %%
-print(len(reflection(data).split()), "words, blanks included")
-Markdown(reflection(data))
+print(len(reflection(report).split()), "words, blanks included")
+Markdown(reflection(report))
 
 # %% [markdown]
 # ## Exercises

@@ -1,6 +1,7 @@
 """The `evaluate` command on a reader's own arms, prompts and judges, as the command line is used."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,6 +11,7 @@ from dpo_kit.cli import main
 from dpo_kit.jsonl import write_records
 from dpo_kit.records import Response
 from dpo_kit.triage.incidents import Incident
+from dpo_kit.views.report import read_report
 
 QUESTIONS = [{"prompt": f"What is {n} plus {n}?"} for n in range(12)]
 
@@ -28,7 +30,7 @@ def ready(path, arm, texts):
 def evaluate(tmp_path, arms, prompts, *more):
     code = main(["evaluate", "--arms", *arms, "--prompts", prompts, "--out", str(tmp_path / "out"), *more])
     report = tmp_path / "out" / "report.json"
-    return code, json.loads(report.read_text()) if report.exists() else None
+    return code, read_report(report) if report.exists() else None
 
 
 @pytest.fixture
@@ -45,14 +47,14 @@ def triage(incidents, tmp_path):
 
 
 def test_the_last_two_arms_are_compared_by_the_rubric(triage, tmp_path, capsys):
-    code, data = evaluate(tmp_path, *triage, "--judge", "rubric")
+    code, report = evaluate(tmp_path, *triage, "--judge", "rubric")
     assert code == 0
-    assert data["primary"] == ["right", "brief"]
-    assert data["metrics"]["severity_match"] | {"right_minus_brief": None} == {
-        "brief": 1, "right": 1, "right_minus_brief": None
-    }  # fmt: skip
-    assert data["pairwise"]["wins"] == 20
-    assert {c["name"] for c in data["controls"]} >= {"identical", "shuffled", "padded"}
+    assert report.primary == ("right", "brief")
+    assert {arm: mean.mean for arm, mean in report.metrics["severity_match"].means.items()} == {"brief": 1, "right": 1}
+    assert report.pairwise.wins == 20
+    names = [control.name for control in report.controls]
+    assert {"identical", "shuffled", "padded"} <= set(names)
+    assert "resample" not in names, "ready answers have no second sample"
     out = capsys.readouterr().out
     assert "With 80% power" in out
     assert (tmp_path / "out" / "report.html").exists()
@@ -60,9 +62,9 @@ def test_the_last_two_arms_are_compared_by_the_rubric(triage, tmp_path, capsys):
 
 def test_a_harness_that_fails_a_control_gives_no_verdict(triage, tmp_path, capsys):
     # `brief` is one of four texts, and of one length: nobody may win against it or lose
-    code, data = evaluate(tmp_path, *triage, "--judge", "rubric", "--primary", "brief", "right")
+    code, report = evaluate(tmp_path, *triage, "--judge", "rubric", "--primary", "brief", "right")
     assert code == 0
-    assert "varied answers of brief" in data["refusal"]
+    assert "varied answers of brief" in report.refusal
     assert "refused" in capsys.readouterr().out
 
 
@@ -71,12 +73,13 @@ def test_other_prompts_need_no_facts_and_get_no_rubric(tmp_path):
     right = {str(n + 1): f"It is {2 * n}, since twice {n} is that." for n in range(12)}
     late = {str(n + 1): "x" * (n + 1) for n in range(7)}
     arms = [ready(tmp_path / "a.jsonl", "a", right), ready(tmp_path / "b.jsonl", "b", late)]
-    code, data = evaluate(tmp_path, arms, prompts, "--judge", "none")
+    code, report = evaluate(tmp_path, arms, prompts, "--judge", "none")
     assert code == 0
-    assert (data["metrics"], data["pairwise"]) == ({}, None)
-    assert data["missing"]["b"]["count"] == 5
-    assert data["missing"]["b"]["reason"].endswith("no answer in b.jsonl")
-    assert data["characters"]["b"] == 4
+    assert (report.metrics, report.pairwise) == ({}, None)
+    assert report.missing["b"].count == 5
+    assert report.missing["b"].reason == "5 times temperature 1: no answer in b.jsonl"
+    assert report.characters["b"] == 4
+    assert [control.name for control in report.controls] == ["varied answers of a", "varied answers of b"]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +95,9 @@ def test_what_the_reader_can_put_right_is_one_line(tmp_path, capsys, more, messa
     prompts = write_rows(tmp_path / "questions.jsonl", QUESTIONS)
     answers = {str(n + 1): f"It is {2 * n}." for n in range(12)}
     arms = [ready(tmp_path / f"{name}.jsonl", name, answers) for name in "ab"]
-    code, data = evaluate(tmp_path, arms, prompts, *more)
+    code, report = evaluate(tmp_path, arms, prompts, *more)
     error = capsys.readouterr().err
-    assert (code, data) == (2, None)
+    assert (code, report) == (2, None)
     assert message in error
     assert error.count("\n") == 1
 
@@ -108,14 +111,14 @@ def test_a_row_that_is_no_prompt_is_named(tmp_path, capsys, row):
 
 
 class HalfWay(BaseHTTPRequestHandler):
-    """Answers the first questions, and refuses all others: a quota that ran out."""
+    """Says the same to the first questions, and refuses all others: a quota that ran out."""
 
     def do_POST(self):
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
         with self.server.lock:
             self.server.quota -= 1
             answered = self.server.quota >= 0
-        message = {"role": "assistant", "content": f"To {question} I say 7"}
+        message = {"role": "assistant", "content": self.server.says or f"To {question} I say 7"}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         body = json.dumps(reply if answered else {"error": {"message": "quota"}}).encode()
@@ -131,9 +134,10 @@ class HalfWay(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch, request):
-    """The URL of a server that answers as many questions as the test's parameter says."""
+    """The URL of a server that answers as many questions as the test's parameter says, perhaps with the text there."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), HalfWay)
-    server.lock, server.quota = threading.Lock(), request.param
+    server.lock = threading.Lock()
+    server.quota, server.says = request.param if isinstance(request.param, tuple) else (request.param, None)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -146,10 +150,10 @@ def endpoint(monkeypatch, request):
 def test_an_endpoint_that_fails_half_way_leaves_a_report_of_what_is_missing(tmp_path, endpoint, capsys):
     prompts = write_rows(tmp_path / "questions.jsonl", QUESTIONS)
     ours = ready(tmp_path / "a.jsonl", "a", {str(n + 1): "I say " + "8" * n for n in range(12)})
-    code, data = evaluate(tmp_path, [ours, f"served={endpoint}#m"], prompts, "--judge", "none")
+    code, report = evaluate(tmp_path, [ours, f"served={endpoint}#m"], prompts, "--judge", "none")
     assert code == 0
-    assert data["missing"]["served"]["count"] == 7
-    assert "403" in data["missing"]["served"]["reason"]
+    assert report.missing["served"].count == 7
+    assert "403" in report.missing["served"].reason
     assert "served has no answer to 7 of 12 prompts" in " ".join(capsys.readouterr().out.split())
     assert "no answer to 7 of 12 prompts" in (tmp_path / "out" / "report.html").read_text()
 
@@ -157,12 +161,41 @@ def test_an_endpoint_that_fails_half_way_leaves_a_report_of_what_is_missing(tmp_
 @pytest.mark.parametrize("endpoint", [10**6], indirect=True)
 def test_a_judge_that_says_nothing_of_use_decides_nothing(triage, tmp_path, endpoint):
     more = ("--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--rate", "--controls", "3")
-    code, data = evaluate(tmp_path, *triage, *more)
+    code, report = evaluate(tmp_path, *triage, *more)
     assert code == 0
-    assert data["pairwise"]["unjudged"] == 20
-    assert data["unscored"] == {"brief": 20, "right": 20}
-    assert "judge_score" not in data["metrics"]
-    assert "identical" in data["refusal"]
+    assert report.pairwise.unjudged == 20
+    assert report.unscored == {"brief": 20, "right": 20}
+    assert "judge_score" not in report.metrics
+    assert "identical" in report.refusal
+
+
+FIRST = '{"reason": "it comes first", "winner": "A"}'
+
+
+@pytest.mark.parametrize("endpoint", [(10**6, FIRST)], indirect=True)
+def test_a_judge_that_always_takes_the_first_answer_is_asked_in_both_orders_and_decides_nothing(
+    triage, tmp_path, endpoint
+):
+    code, report = evaluate(
+        tmp_path, *triage, "--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--controls", "3"
+    )
+    assert code == 0
+    assert report.pairwise.ties == 20
+    assert report.judged.position_bias.inconsistent.mean == 1
+    assert report.judged.position_bias.first.mean == 1
+    assert "constant" in report.refusal, "who sees no difference anywhere cannot be believed"
+
+
+def test_the_last_arm_is_sampled_twice_for_the_control_that_compares_it_with_itself(small_run, incidents, tmp_path):
+    work, _, _ = small_run
+    write_records(tmp_path / "prompts.jsonl", incidents[:4])
+    arms = [f"{arm}={work / arm / 'adapter'}" for arm in ("sft", "dpo")]
+    code, report = evaluate(tmp_path, arms, str(tmp_path / "prompts.jsonl"), "--judge", "rubric", "--controls", "3")
+    assert code == 0
+    (resample,) = (control for control in report.controls if control.name == "resample")
+    assert "two samples of sft" in resample.expected
+    assert sum(int(n) for n in re.findall(r"(\d+) (?:wins|ties|losses)", resample.found)) == 3
+    assert not resample.found.startswith("0 wins, 3 ties, 0 losses"), "the second sample is the first one again"
 
 
 def test_two_samples_a_prompt_are_compared_as_best_of_two(incidents, tmp_path):
@@ -176,8 +209,8 @@ def test_two_samples_a_prompt_are_compared_as_best_of_two(incidents, tmp_path):
         ]
         write_records(tmp_path / f"{arm}.jsonl", rows)
     arms = [f"{arm}={tmp_path / f'{arm}.jsonl'}" for arm in ("poor", "rich")]
-    code, data = evaluate(tmp_path, arms, str(tmp_path / "prompts.jsonl"), "--judge", "none", "--samples", "2")
+    code, report = evaluate(tmp_path, arms, str(tmp_path / "prompts.jsonl"), "--judge", "none", "--samples", "2")
     assert code == 0
     # best of one: rich's whole answer beats both of poor's; its empty one ties with empty and loses to the short one
-    assert data["win_rate_at_k"]["1"]["mean"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
-    assert data["win_rate_at_k"]["2"]["mean"] == 1
+    assert report.win_rate_at_k[1].mean == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert report.win_rate_at_k[2].mean == 1

@@ -197,6 +197,8 @@ def test_an_endpoint_that_dies_half_way_is_left_alone_and_what_is_missing_is_sai
     reasons = Counter(reason for _, reason in result.missing["remote"])
     assert set(reasons) == {"temperature 1: HTTP 502", "temperature 1: not asked: 5 requests in a row had failed"}
     assert reasons["temperature 1: HTTP 502"] == server.asked.total() - 10 == 5
+    told = "25 times temperature 1: not asked: 5 requests in a row had failed; 5 times temperature 1: HTTP 502"
+    assert result.reasons() == {"remote": told}
     assert str(result.count_stops()["remote"]) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
     assert str(result.count_stops()["ready"]) == "40 answers; how they ended is unknown"
 
@@ -223,6 +225,49 @@ def test_three_arms_on_one_set_of_weights_draw_with_seeds_of_their_own(small_run
             own = Sampling(sampling.temperature, 3 * sampling.seed + number, 16, sampling.batch_size)
             expected += generate(loaded, name, incidents[:5], own)
     assert result.responses == expected
+
+
+class Noted:
+    """An arm that notes with what it is asked."""
+
+    def __init__(self, name):
+        self.name, self.asked = name, []
+
+    def answer(self, prompts, sampling, store=None):
+        self.asked.append((len(prompts), sampling.temperature, sampling.seed))
+        made = {"arm": self.name, "temperature": sampling.temperature, "seed": sampling.seed}
+        return [Response(prompt_id=p.id, text=f"drawn with {sampling.seed}", **made) for p in prompts]
+
+    def release(self):
+        self.asked.append("released")
+
+
+def test_an_arm_answers_again_with_a_seed_that_none_of_its_runs_has():
+    own, again = set(), set()
+    for seed in range(5):
+        arms = [Noted(name) for name in ("base", "sft", "dpo")]
+        samplings = [Sampling(1.0, seed, 16, 8), Sampling(0.0, seed, 16, 8)]
+        answers = answer_all(arms, ask("p", "q"), samplings, again="sft", again_prompts=1)
+        (first, greedy, second, last) = arms[1].asked
+        assert (first[:2], greedy[:2], second[:2], last) == ((2, 1.0), (2, 0.0), (1, 1.0), "released")
+        assert len(arms[0].asked) == len(arms[2].asked) == 3
+        assert [r.seed for r in answers.resample] == [second[2]]
+        assert not [r for r in answers.responses if r.seed == second[2] and r.arm == "sft"]
+        own.add(first[2])
+        again.add(second[2])
+    assert not own & again
+
+
+def test_a_second_sample_that_was_drawn_anyway_is_the_resample_and_ready_answers_have_none(tmp_path):
+    twice = [Sampling(1.0, seed, 16, 8) for seed in (0, 1)]
+    arms = [Noted("base"), Noted("sft")]
+    resample = answer_all(arms, ask("p"), twice, again="sft").resample
+    assert [r.seed for r in resample] == [2 * 1 + 1]
+    assert len(arms[1].asked) == 3, "nothing was drawn for it"
+    write_records(tmp_path / "a.jsonl", [Response(prompt_id="p", text="x")])
+    ready = [FileArm("base", tmp_path / "a.jsonl"), FileArm("sft", tmp_path / "a.jsonl")]
+    assert answer_all(ready, ask("p"), [WARM], again="sft").resample == []
+    assert answer_all([Noted("base"), Noted("sft")], ask("p"), [GREEDY], again="sft").resample == []
 
 
 def test_two_arms_of_one_name_are_refused(tmp_path):
@@ -348,5 +393,5 @@ def test_stages_interrupted_again_and_again_ask_nothing_twice_and_end_with_the_s
     assert max(Counter(itertools.chain(*stored)).values()) == 1, "an answer was made twice"
     for stage in ("pairs", "eval"):
         assert hashes(again / stage, skip=("manifest.json",)) == hashes(work / stage, skip=("manifest.json",))
-    assert result["metrics"] == report["metrics"]
-    assert result["pairwise"] == report["pairwise"]
+    assert result.metrics == report.metrics
+    assert result.pairwise == report.pairwise

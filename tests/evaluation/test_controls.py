@@ -7,6 +7,7 @@ import pytest
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.controls import run_controls, varied
+from dpo_kit.evaluation.results import refusal_of
 from dpo_kit.preferences.judges import both_orders, by_score, simulated
 from dpo_kit.records import Verdict
 from dpo_kit.triage import rubric
@@ -42,7 +43,7 @@ def control(incidents, answers, judge, **more):
 
 
 def failed(controls):
-    return {c.name for c in controls.controls if not c.passed}
+    return {c.name for c in controls if not c.passed}
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,8 @@ def failed(controls):
 def test_an_honest_judge_passes_every_control(incidents, answers, judge):
     controls = control(incidents, answers, judge)
     assert failed(controls) == set()
-    assert controls.refusal is None
-    assert {c.name for c in controls.controls} >= {*BY_CHANCE, "constant", "truncated", "padded"}
+    assert refusal_of(controls) is None
+    assert {c.name for c in controls} >= {*BY_CHANCE, "constant", "truncated", "padded"}
 
 
 @pytest.mark.parametrize(
@@ -86,12 +87,22 @@ def test_an_honest_judge_passes_every_control(incidents, answers, judge):
 def test_a_faulty_judge_fails_the_control_made_for_it(incidents, answers, judge, fails):
     controls = control(incidents, answers, judge)
     assert fails <= failed(controls)
-    assert controls.refusal.startswith("refused: control ")
-    assert all(name in controls.refusal for name in fails)
+    assert refusal_of(controls).startswith("refused: control ")
+    assert all(name in refusal_of(controls) for name in fails)
+
+
+def test_a_judge_that_tosses_a_coin_over_identical_answers_fails_although_neither_side_wins(incidents, answers):
+    # on each four prompts one for either side and two ties: as many wins as losses, and a sign test of p = 1
+    winners = {prompt.id: ("a", "tie", "b", "tie")[i % 4] for i, prompt in enumerate(incidents)}
+
+    def coin(prompt, a, b):
+        return Verdict(winner=winners[prompt.id], judge="coin", reason="") if a == b else RUBRIC(prompt, a, b)
+
+    assert failed(control(incidents, answers, coin)) == {"identical"}
 
 
 def test_asking_in_both_orders_turns_a_judge_of_position_into_ties(incidents, answers):
-    result = {c.name: c for c in control(incidents, answers, both_orders(first)).controls}
+    result = {c.name: c for c in control(incidents, answers, both_orders(first))}
     assert all(result[name].passed for name in BY_CHANCE)
     assert "300 ties" in result["identical"].found
     assert not result["constant"].passed, "who sees no difference anywhere cannot be believed either"

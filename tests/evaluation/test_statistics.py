@@ -121,6 +121,14 @@ def test_a_score_interval_solves_its_own_equation():
     assert 0 <= result.low < m < result.high <= 1
 
 
+def test_where_nearly_all_scores_are_equal_the_variance_is_at_least_that_of_one_prompt_at_the_other_bound():
+    # 29 ones and one 0.98: the squared residuals sum to 4e-4, less than m (1 - m) = 6.7e-4. The floor sets
+    # var(m) = m (1 - m) / n^2, so n_eff = n^2 z^2 / t^2, and Wilson's end solves |m - low| = t sqrt(low (1 - low)) / n
+    result, m, n = mean_interval([1.0] * 29 + [0.98]), 1 - 0.02 / 30, 30
+    half = student.ppf(0.975, n - 1) * (result.low * (1 - result.low)) ** 0.5 / n
+    assert m - result.low == pytest.approx(half, rel=1e-6)
+
+
 def test_lengths_take_a_bootstrap_that_agrees_with_the_t_interval_on_normal_data():
     differences = np.random.default_rng(0).normal(20, 100, size=2000)
     result = paired_difference(differences + 1000, np.full(2000, 1000.0))
@@ -157,6 +165,15 @@ def test_copies_of_prompts_add_nothing_when_their_source_is_known():
     assert flat(copied) == pytest.approx(flat(once))
     blind = paired_difference(np.repeat(treated, 4), np.repeat(control, 4))
     assert blind.high - blind.low < 0.6 * (once.high - once.low)
+
+
+def test_copies_of_prompts_add_nothing_to_a_win_rate_when_their_source_is_known():
+    once, copied = verdicts(9, 6, 5), [verdict for verdict in verdicts(9, 6, 5) for _ in range(4)]
+    alone = pairwise(once, clusters=range(20)).win_rate
+    known = pairwise(copied, clusters=np.repeat(np.arange(20), 4)).win_rate
+    assert flat(known) == pytest.approx(flat(alone))
+    blind = pairwise(copied).win_rate
+    assert blind.high - blind.low < 0.6 * (known.high - known.low)
 
 
 @given(fifths)
@@ -257,6 +274,9 @@ def test_verdicts_in_words():
     # where only 0.2 would matter, the same interval decides
     assert verdict_text(Interval(0.05, -0.05, 0.15), 100, smallest_interesting=0.2) == "no difference larger than 0.2"
     assert verdict_text(Interval(0.0, -0.1, 0.1), 100) == "inconclusive"
+    # one end within 0.05 and the other beyond it decides nothing, on either side
+    for interval in (Interval(0.03, -0.02, 0.08), Interval(-0.03, -0.08, 0.02)):
+        assert verdict_text(interval, 100, smallest_interesting=0.05).startswith("inconclusive: needs about")
 
 
 @given(st.floats(-1, 1), st.floats(0.001, 1), st.integers(10, 1000), st.sampled_from([None, 0.02, 0.1, 0.5]))

@@ -53,6 +53,13 @@ def test_alpaca_evals_published_rates(alpaca, name):
     assert any("extrapolated" in warning for warning in result.warnings) == result.extrapolates
 
 
+def test_the_preference_rate_by_hand():
+    # 1, 1, 0, 1/2: mean 5/8; squared deviations 9/64, 9/64, 25/64, 1/64: s = sqrt(44/64/3), and the error s / sqrt(4)
+    rate = preference_rate([1, 1, 0, 0.5])
+    assert (rate.win_rate, rate.discrete_win_rate) == (5 / 8, 2.5 / 4)
+    assert rate.standard_error == pytest.approx((44 / 64 / 3) ** 0.5 / 2)
+
+
 def test_the_constant_answer_is_seen_by_its_lengths(alpaca):
     shares = {name: same_length_share(table["model_chars"]) for name, (table, _) in alpaca.items()}
     assert shares.pop("NullModel") == 1

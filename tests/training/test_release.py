@@ -84,7 +84,7 @@ def test_the_card_says_base_data_settings_curves_and_evaluation(run, released):
     assert f"{margin:.4g} at step" in text
     assert f"| pairs | {len(pairs)} from `triage` |" in text
     assert f"| dpo.beta | {profile.dpo.beta} |" in text
-    gain = json.loads((root / "report.json").read_text())["metrics"]["severity_match"]["dpo_minus_sft"]
+    gain = json.loads((root / "report.json").read_text())["metrics"]["severity_match"]["difference"]["interval"]
     assert f"difference {gain['mean']:+.3f}" in text
     assert str(root) not in text, "a path of this machine is of no use to others"
 

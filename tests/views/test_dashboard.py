@@ -11,8 +11,7 @@ from dpo_kit.profiles import ROOT
 from dpo_kit.training.interruption import TrainingStopped
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.dashboard import Dashboard, samples_html, show_training
-from dpo_kit.views.training_figure import dashboard_figure, smoothed
-from dpo_kit.views.training_warnings import warnings_in
+from dpo_kit.views.training import dashboard_figure, smoothed, training_curves, warnings_in
 
 STEPS = 40
 NOISE = [((7 * step) % 11 - 5) / 5 for step in range(STEPS)]  # in -1..1, of mean about 0, and no trend
@@ -147,6 +146,18 @@ def test_a_panel_without_columns_is_left_out_and_the_frontier_joins_by_step():
             {"step": 9, "eval_rewards/margins": 0.3}, {"step": 9, "kl/sequence": 2.0}]  # fmt: skip
     (points,) = [trace for trace in dashboard_figure(rows).data if trace.name == "the run so far"]
     assert (points.x, points.y, points.customdata) == ((0.0, 2.0), (0.0, 0.3), (0, 9))
+
+
+def test_the_curves_of_a_finished_run_are_its_columns_with_their_errors():
+    rows = run()
+    figure = training_curves(rows)
+    raw = {(trace.xaxis, trace.name): trace for trace in figure.data if trace.opacity == 0.5 or trace.name == "KL"}
+    assert list(raw["x", "loss"].y) == [row["loss"] for row in rows if "loss" in row]
+    (kl,) = (trace for trace in raw.values() if trace.name == "KL")
+    assert list(kl.y) == [row["kl/sequence"] for row in rows if "kl/sequence" in row]
+    assert set(kl.error_y.array) == {1.96 * 0.1}
+    assert len(titles(figure)) == 5
+    assert figure.layout.shapes[0].y0 == math.log(2)
 
 
 def test_lines_of_one_panel_differ_by_dash_as_well_as_by_colour():

@@ -44,7 +44,7 @@ except TrainingStopped as error:
     Path("end.json").write_text(json.dumps({"said": str(error), "after": dashboard.stop.after}))
 """
 
-FOREIGN = 'show_training(read_log(Path("trainer_state.json")), said="Somebody else\'s run.")'
+FOREIGN = 'show_training(read_log(Path("trainer_state.json")), above="Somebody else\'s run.")'
 HISTORY = [
     {"step": n, "loss": 0.6, "rewards/margins": n / 9, "rewards/accuracies": float(n % 3 > 0)} for n in range(12)
 ]

@@ -1,19 +1,25 @@
-import copy
 import io
 import json
+import math
 import re
+import threading
+from dataclasses import replace
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
 
+from dpo_kit.errors import DpoKitError
+from dpo_kit.evaluation.results import Control, Gap, from_data
 from dpo_kit.views.answer_browser import answer_browser
-from dpo_kit.views.report import write_report
+from dpo_kit.views.report import read_report, write_report
 from dpo_kit.views.tables import (
     controls_html,
     header,
     html_table,
     markdown_table,
+    metrics_html,
     notes,
     pairwise_sentence,
     power_sentence,
@@ -38,8 +44,8 @@ HOSTILE = {
 
 
 def write(folder, comparison, **changes):
-    given = {"responses": comparison.responses, "data": comparison.data, "log": comparison.log, **changes}
-    write_report(folder, given["data"], given["log"], comparison.prompts, given["responses"], comparison.rows)
+    given = {"responses": comparison.responses, "report": comparison.report, "log": comparison.log, **changes}
+    write_report(folder, given["report"], given["log"], comparison.prompts, given["responses"])
     return (folder / "report.html").read_text()
 
 
@@ -50,80 +56,88 @@ def hostile(comparison):
 
 
 def refused(comparison):
-    data = copy.deepcopy(comparison.data)
-    data["controls"].append({"name": "padded", "expected": "no win", "passed": False, "found": "120 wins"})
-    return {**data, "refusal": REFUSAL}
+    failed = Control("padded", "no win", False, "120 wins")
+    return replace(comparison.report, controls=(*comparison.report.controls, failed))
 
 
 def test_the_terminal_table_fits_into_eighty_columns(comparison):
-    for data in (comparison.data, refused(comparison)):
+    for report in (comparison.report, refused(comparison)):
         out = io.StringIO()
-        print_report(data, Console(file=out, width=80))
+        print_report(report, Console(file=out, width=80))
         assert "…" not in out.getvalue()
-        for row in table_rows(data["metrics"]):
+        for row in table_rows(report.metrics):
             assert all(cell in out.getvalue() for cell in row[:-1])
     assert "control padded FAILED: 120 wins" in out.getvalue()
     assert "better" not in out.getvalue()
 
 
 def test_the_markdown_table_is_rectangular_and_speaks(comparison):
-    metrics = comparison.data["metrics"]
+    metrics = comparison.report.metrics
     lines = markdown_table(metrics).splitlines()
     assert {line.count("|") for line in lines} == {len(header(metrics)) + 1} == {7}
     assert lines[0] == "| metric | Base | SFT | SFT+DPO | difference, 95% | verdict |"
-    for line, values in zip(lines[2:], metrics.values(), strict=True):
-        assert f"{values['dpo']:.3f}" in line
-        assert line.endswith(f"| {values['dpo_minus_sft']['verdict']} |")
+    for line, metric in zip(lines[2:], metrics.values(), strict=True):
+        assert f"{metric.means['dpo'].mean:.3f}" in line
+        assert line.endswith(f"| {metric.difference.verdict} |")
 
 
 def test_a_refused_comparison_says_so_wherever_a_verdict_would_stand(comparison):
-    data = refused(comparison)
-    assert {row[-1] for row in table_rows(data["metrics"], REFUSAL)} == {"refused"}
-    assert "these counts show nothing" in pairwise_sentence(data["pairwise"], data["primary"], REFUSAL)
-    for table in (markdown_table(data["metrics"], REFUSAL), html_table(data["metrics"], REFUSAL)):
+    report = refused(comparison)
+    assert report.refusal == REFUSAL
+    assert {row[-1] for row in table_rows(report.metrics, REFUSAL)} == {"refused"}
+    assert "these counts show nothing" in pairwise_sentence(report.pairwise, report.primary, REFUSAL)
+    for table in (markdown_table(report.metrics, REFUSAL), metrics_html(report.metrics, REFUSAL)):
         assert table.count(f"No verdict: {REFUSAL}") == 1, "why is said once, above the rows"
         assert "better" not in table
-    assert "color: #d32f2f" in controls_html(data["controls"])
-    assert "color: #d32f2f" not in controls_html(comparison.data["controls"])
+    assert "color: #d32f2f" in controls_html(report.controls)
+    assert "color: #d32f2f" not in controls_html(comparison.report.controls)
 
 
 def test_nothing_decided_missing_and_unjudged_are_said(comparison):
-    data = copy.deepcopy(comparison.data)
-    data["pairwise"].update(wins=0, losses=0, unjudged=2, decisive_win_rate=None)
-    data["missing"] = {"dpo": {"count": 7, "first": ["p1", "p2"], "reason": "status 500"}}
-    assert "2 unjudged; no prompt was decided, so nothing is shown" in pairwise_sentence(data["pairwise"])
-    told = "\n".join(notes(data))
+    undecided = replace(comparison.report.pairwise, wins=0, losses=0, unjudged=2, decisive_win_rate=None)
+    assert "2 unjudged; no prompt was decided, so nothing is shown" in pairwise_sentence(undecided)
+    missing = {"dpo": Gap(7, ("p1", "p2"), "status 500"), "sft": Gap(0, (), "3 times too long")}
+    told = "\n".join(notes(replace(comparison.report, pairwise=undecided, missing=missing)))
     assert "SFT+DPO has no answer to 7 of 120 prompts (p1, p2, ...)" in told
     assert "why: status 500" in told
+    assert "SFT lacks some answers; why: 3 times too long" in told
     assert "2 prompts are unjudged" in told
     assert pairwise_sentence(None) == "SFT+DPO against SFT: no judge was asked."
 
 
 def test_the_power_line_names_what_could_have_been_seen(comparison):
-    told = power_sentence(comparison.data)
-    for metric, values in comparison.data["metrics"].items():
-        size = values["dpo_minus_sft"]["could_see"]
-        assert not size or f"{metric.replace('_', ' ')} {size:.3f}" in told
+    told = power_sentence(comparison.report)
+    for name, metric in comparison.report.metrics.items():
+        size = metric.difference.could_see
+        assert not size or f"{name.replace('_', ' ')} {size:.3f}" in told
     assert re.search(r"a win rate of \d\d% on \d+ decided prompts", told)
 
 
 def test_the_notebooks_table_is_escaped_and_its_numbers_stand_right(comparison):
-    values = copy.deepcopy(comparison.data["metrics"]["faithfulness"])
-    values["dpo_minus_sft"]["verdict"] = "<b>better</b>"
-    html = html_table({"<script>": values}, "refused: <i>")
+    metric = comparison.report.metrics["faithfulness"]
+    metric = replace(metric, difference=replace(metric.difference, verdict="<b>better</b>"))
+    html = metrics_html({"<script>": metric}, "refused: <i>") + metrics_html({"x": metric})
     assert "<script>" not in html
     assert "<b>" not in html
     assert "<i>" not in html
-    assert html.count("text-align: right") == 2 * 4
+    assert html.count("text-align: right") == 2 * 2 * 4
+
+
+def test_every_cell_of_a_table_is_escaped_and_knows_its_column():
+    hostile = '<img src=x>"'
+    html = html_table((hostile, "n"), [(hostile, hostile)], words=(hostile,), caption=hostile)
+    assert "<img" not in html
+    assert html.count("&lt;img src=x&gt;&quot;") == 4
+    assert 'data-label="n"' in html
 
 
 def test_the_browser_groups_by_outcome_and_shows_the_judged_answer(comparison):
-    html = answer_browser(comparison.prompts, comparison.responses, comparison.rows)
+    html = answer_browser(comparison.prompts, comparison.responses, comparison.report.outcomes)
     for winner, kind in (("b", "lost"), ("a", "won"), ("tie", "tied")):
-        n = sum(row["winner"] == winner for row in comparison.rows)
+        n = sum(row["winner"] == winner for row in comparison.report.outcomes)
         assert f"SFT+DPO {kind}: {n}<" in html
     assert html.count('class="prompt"') == len(comparison.prompts)
-    few = answer_browser(comparison.prompts, comparison.responses, comparison.rows, limit=2)
+    few = answer_browser(comparison.prompts, comparison.responses, comparison.report.outcomes, limit=2)
     assert few.count('class="prompt"') <= 2 * 3
     assert "first 2 of" in few
 
@@ -137,7 +151,7 @@ def test_what_a_model_wrote_is_shown_and_not_obeyed(comparison, tmp_path):
     assert "(empty answer)" in shown
     assert "{{ data }}" in shown
     assert len(html) < 12e6, "long answers are cut in view"
-    assert json.loads((tmp_path / "report.json").read_text()) == comparison.data
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(comparison.report.to_json())
 
 
 def test_the_page_needs_no_network(comparison, tmp_path):
@@ -153,17 +167,62 @@ def test_the_page_needs_no_network(comparison, tmp_path):
     assert "default-src 'none'" in html
 
 
+def test_texts_that_are_no_answers_are_escaped_too(comparison, tmp_path):
+    # an arm's name, the reason a server gave and a warning reach the page outside the answers
+    hostile = "<img src=x onerror=\"document.title = 'run'\">"
+    gap = {"dpo": Gap(1, ("p1",), hostile)}
+    made = {
+        "missing": gap,
+        "warnings": (hostile,),
+        "sampling": hostile,
+        "profile": hostile,
+        "versions": {"trl": hostile},
+    }
+    html = write(tmp_path, comparison, report=replace(comparison.report, **made))
+    assert "<img" not in html
+    assert html.count("&lt;img src=x") >= len(made)
+
+
+def test_a_report_comes_back_from_its_file_as_it_was(comparison, tmp_path):
+    write(tmp_path, comparison, report=replace(comparison.report, greedy=comparison.report, win_rate_at_k={}))
+    again = read_report(tmp_path / "report.json")
+    assert again.outcomes == again.greedy.outcomes == (), "the rows of single prompts are in outcomes.jsonl"
+    assert replace(again, greedy=None, outcomes=comparison.report.outcomes) == comparison.report
+    assert again.greedy.metrics == comparison.report.metrics
+    with_k = {**comparison.report.to_data(), "win_rate_at_k": {"2": {"mean": 0.5, "low": 0.4, "high": 0.6}}}
+    assert from_data(with_k).win_rate_at_k[2].mean == 0.5, "JSON has no numbers as keys"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"arms": ["a"]}', "\x00"])
+def test_what_is_no_report_is_one_line(tmp_path, text):
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(DpoKitError, match="not a report that can be read") as raised:
+        read_report(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_nan_never_reaches_the_file(comparison, tmp_path):
+    metric = comparison.report.metrics["faithfulness"]
+    broken = replace(metric, difference=replace(metric.difference, could_see=math.nan))
+    report = replace(comparison.report, metrics={**comparison.report.metrics, "faithfulness": broken})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(tmp_path, comparison, report=report)
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
 def test_a_report_of_nothing_can_be_written(comparison, tmp_path):
     # no metric, no judge, no control, no log: what is left are the answers and how long they are
-    data = {**comparison.data, "metrics": {}, "contrasts": [], "pairwise": None, "judged": {}, "controls": []}
-    html = write(tmp_path, comparison, data=data, log=[])
+    nothing = {"metrics": {}, "contrasts": (), "pairwise": None, "judged": None, "controls": ()}
+    html = write(tmp_path, comparison, report=replace(comparison.report, **nothing), log=[])
     assert "no judge was asked" in html
     assert "No metric was given" in html
 
 
 @pytest.mark.browser
 def test_the_page_in_a_browser_runs_nothing_hostile_and_fits_a_phone(comparison, tmp_path):
-    write(tmp_path, comparison, responses=hostile(comparison), data=refused(comparison))
+    write(tmp_path, comparison, responses=hostile(comparison), report=refused(comparison))
     requests, errors = [], []
     with browser_page(width=390, height=844) as page:
         page.on("request", lambda request: requests.append(request.url))
@@ -190,6 +249,72 @@ def test_the_page_in_a_browser_runs_nothing_hostile_and_fits_a_phone(comparison,
     assert colours[0] != colours[1]
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert errors == []
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Another place on the network, which notes what it is asked for."""
+
+    def do_GET(self):
+        self.server.asked.add(self.path.split("?")[0])
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def elsewhere():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    server.asked = set()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def injected(place):
+    """What an answer could hold, if an escape were forgotten."""
+    return (
+        "<script>window.ran = ['script']</script>"
+        "<img src=x onerror=\"window.ran = [...(window.ran || []), 'handler']\">"
+        f'<base href="{place}/base/"><img src="{place}/image"><link rel=stylesheet href="{place}/style">'
+        f'<form id=form action="{place}/form"><input name=answer value=secret></form>'
+    )
+
+
+@pytest.mark.browser
+def test_the_policy_stops_scripts_forms_and_requests_that_an_escape_let_through(comparison, tmp_path, elsewhere):
+    html, place = write(tmp_path, comparison), f"http://127.0.0.1:{elsewhere.server_port}"
+    bad = html.replace('<div class="answer-browser">', f'<div class="answer-browser">{injected(place)}', 1)
+    assert bad != html
+    with_policy, without = tmp_path / "with.html", tmp_path / "without.html"
+    with_policy.write_text(bad)
+    without.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", bad, count=1))
+    with browser_page() as page:
+        page.add_init_script(
+            "window.stopped = []; document.addEventListener('securitypolicyviolation', event =>"
+            " stopped.push(event.effectiveDirective))"
+        )
+        page.goto(with_policy.as_uri())
+        page.locator(".plotly").first.wait_for()  # the page's own scripts run
+        page.evaluate("document.querySelector('#form').submit()")
+        wanted = ["script-src-elem", "script-src-attr", "base-uri", "img-src", "style-src-elem", "form-action"]
+        page.wait_for_function("wanted => wanted.every(name => stopped.includes(name))", arg=wanted)
+        assert page.evaluate("window.ran") is None
+        assert page.evaluate("document.baseURI") == with_policy.as_uri()
+        assert elsewhere.asked == set()
+    with browser_page() as page:  # and without the policy each of them works, so the test can fail
+        page.goto(without.as_uri())
+        page.locator(".plotly").first.wait_for()
+        assert page.evaluate("window.ran") == ["script", "handler"]
+        assert page.evaluate("document.baseURI") == f"{place}/base/"
+        page.evaluate("document.querySelector('#form').submit()")
+        page.wait_for_url(f"{place}/form?answer=secret")
+        assert elsewhere.asked >= {"/form", "/image", "/style"}
 
 
 @pytest.mark.browser

@@ -18,6 +18,7 @@ with no other is a cluster of one.
 """
 
 from collections.abc import Hashable, Sequence
+from statistics import fmean
 
 import numpy as np
 from scipy.optimize import brentq
@@ -91,7 +92,7 @@ def _bounds(values: np.ndarray, bounds: tuple[float, float] | None) -> tuple[flo
 
 
 def _interval(values, clusters, bounds, seed) -> Interval:
-    mean = float(values.mean())
+    mean = fmean(values)  # rounded once, so that the order of the prompts cannot change its last digit
     sums, sizes = _by_cluster(values - mean, clusters)
     if bounds is None:
         return Interval(mean, *_studentised_bootstrap(sums, sizes, mean, seed))

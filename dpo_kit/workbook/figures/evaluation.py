@@ -1,16 +1,28 @@
-"""The figures of notebook 06 that are not the report's: what chance does to few prompts, judges and samples compared.
+"""The figures of notebooks 00 and 06 that are not the report's: the gain alone, and what chance does to few prompts.
 
-As those of a report, each comes with a sentence for those who cannot see it: `show(*spread_by_size(draws, 0.2))`.
+Most come with a sentence for readers who cannot see it: `show(*spread_by_size(draws, 0.2))`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dpo_kit.views.figures import SYMBOLS, TOP_RIGHT, interval_points
-from dpo_kit.views.style import BLUE, GREY, PALETTE, SKY, VERMILION, whiskers
+from dpo_kit.evaluation.results import Interval, Metric
+from dpo_kit.views.figures import interval_points, interval_rows, stacked_bars
+from dpo_kit.views.style import BLUE, COLOURS, GREY, PALETTE, SKY, SYMBOLS, VERMILION, whiskers
+from dpo_kit.views.tables import metric_name
 
 VERDICTS = {"better": BLUE, "no difference": SKY, "inconclusive": GREY, "worse": VERMILION}
+
+
+def differences(metrics: Mapping[str, Metric]) -> go.Figure:
+    """The primary difference on each metric with its 95% interval; an interval that crosses zero shows nothing."""
+    gains = [metric.difference.interval for metric in metrics.values()]
+    figure = go.Figure(interval_points([metric_name(name) for name in metrics], gains, COLOURS["dpo"], "square"))
+    figure.add_vline(0, line_dash="dot", line_color=GREY)
+    figure.update_xaxes(title="difference, 95% interval")
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(template="dpo_kit", height=300, margin_t=20)
 
 
 def spread_by_size(draws: Mapping[int, Sequence[float]], observed: float) -> tuple[go.Figure, str]:
@@ -31,19 +43,8 @@ def spread_by_size(draws: Mapping[int, Sequence[float]], observed: float) -> tup
 
 def verdict_shares(shares: Mapping[str, Mapping[str, float]]) -> tuple[go.Figure, str]:
     """For each row, how often each verdict was reached; the shares of a row add up to 1."""
-    figure = go.Figure([
-        go.Bar(
-            y=list(shares), x=[row.get(verdict, 0) for row in shares.values()], name=verdict, orientation="h",
-            marker_color=colour, text=[_percent(row.get(verdict, 0)) for row in shares.values()],
-            textposition="inside", insidetextanchor="middle", textfont_color="white", textangle=0,
-        )
-        for verdict, colour in VERDICTS.items()
-        if any(row.get(verdict) for row in shares.values())
-    ])  # fmt: skip
+    figure = stacked_bars(shares, VERDICTS, lambda share: f"{share:.0%}" if share >= 0.04 else "")
     figure.update_xaxes(title="share of the draws", range=[0, 1], tickformat=".0%")
-    figure.update_yaxes(autorange="reversed")
-    legend = {**TOP_RIGHT, "traceorder": "normal"}
-    figure.update_layout(template="dpo_kit", barmode="stack", height=130 + 32 * len(shares), legend=legend)
     told = "; ".join(
         f"{name}: " + ", ".join(f"{verdict} {share:.0%}" for verdict, share in row.items())
         for name, row in shares.items()
@@ -51,42 +52,33 @@ def verdict_shares(shares: Mapping[str, Mapping[str, float]]) -> tuple[go.Figure
     return figure, f"How often each verdict is reached. {told}."
 
 
-def rates_compared(rates: Mapping[str, Mapping[str, dict]], x_title: str) -> tuple[go.Figure, str]:
+def rates_compared(rates: Mapping[str, Mapping[str, Interval]], x_title: str) -> tuple[go.Figure, str]:
     """Rates with their intervals: a row for each entry of `rates`, in it a marker for each way it was measured.
 
-    A rate is plain data: `mean`, `low`, `high`. The dotted line is at one half.
+    The dotted line is at one half.
     """
     ways = list(dict.fromkeys(way for row in rates.values() for way in row))
-    figure = go.Figure()
-    for i, way in enumerate(ways):
-        places = [place + 0.6 * ((i + 0.5) / len(ways) - 0.5) for place in range(len(rates))]
-        given = [row[way] for row in rates.values()]
-        figure.add_trace(interval_points(places, given, PALETTE[i], SYMBOLS[i % len(SYMBOLS)], name=way))
+    series = {way: [row[way] for row in rates.values()] for way in ways}
+    figure = interval_rows(list(rates), series, PALETTE, SYMBOLS)
     figure.add_vline(0.5, line_dash="dot", line_color=GREY)
     figure.update_xaxes(title=x_title)
-    figure.update_yaxes(autorange="reversed", tickvals=list(range(len(rates))), ticktext=list(rates), zeroline=False)
-    figure.update_layout(template="dpo_kit", height=150 + 18 * len(rates) * (len(ways) + 1), legend=TOP_RIGHT)
     told = "; ".join(
-        f"{name}: " + ", ".join(f"{way} {rate['mean']:.0%}" for way, rate in row.items()) for name, row in rates.items()
+        f"{name}: " + ", ".join(f"{way} {rate.mean:.0%}" for way, rate in row.items()) for name, row in rates.items()
     )
     return figure, f"{x_title}, with 95% intervals. {told}."
 
 
-def rate_by_k(rates: Mapping[str, dict]) -> tuple[go.Figure, str]:
+def rate_by_k(rates: Mapping[int, Interval]) -> tuple[go.Figure, str]:
     """The win rate of the best of K samples over K, with its interval."""
-    means, lows, highs = ([rate[key] for rate in rates.values()] for key in ("mean", "low", "high"))
+    means, lows, highs = ([getattr(rate, end) for rate in rates.values()] for end in ("mean", "low", "high"))
     figure = go.Figure(
         go.Scatter(
-            x=[int(k) for k in rates], y=means, error_y=whiskers(means, lows, highs), mode="lines+markers",
+            x=list(rates), y=means, error_y=whiskers(means, lows, highs), mode="lines+markers",
             line_color=BLUE, marker={"size": 9, "symbol": "square"},
         )
     )  # fmt: skip
     figure.add_hline(0.5, line_dash="dot", line_color=GREY)
     figure.update_xaxes(title="K: the best of so many samples", dtick=1)
     figure.update_yaxes(title="win rate, ties half")
-    told = ", ".join(f"K = {k}: {rate['mean']:.0%}" for k, rate in rates.items())
+    told = ", ".join(f"K = {k}: {rate.mean:.0%}" for k, rate in rates.items())
     return figure.update_layout(template="dpo_kit", height=330, margin_t=20), f"Win rate of the best of K. {told}."
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.04 else ""

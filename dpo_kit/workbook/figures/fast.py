@@ -1,13 +1,12 @@
-"""What the fast path brings, drawn from the rows of the step benchmark's log."""
+"""How much faster the fast path is, drawn from the rows of the step benchmark's log."""
 
 from collections.abc import Sequence
 from statistics import median
 
 import plotly.graph_objects as go
 
-from dpo_kit.views.style import BLUE, GREY, ORANGE, SKY, whiskers
+from dpo_kit.views.style import BLUE, GREY, ORANGE, SKY, hatch, whiskers
 
-TEXTURE = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
 NAMES = {
     "stock": "TRL, defaults",
     "best_stock": "TRL, tuned by a sweep",
@@ -22,7 +21,7 @@ NAMES = {
 
 
 def cells(rows: Sequence[dict]) -> list[tuple[str, str]]:
-    """The (model, lengths) that a log has rows of, in its order."""
+    """The pairs (model, lengths) that a log has rows of, in its order."""
     return list(dict.fromkeys((row["model"], row["lengths"]) for row in rows))
 
 
@@ -56,16 +55,13 @@ def step_rates(rows: Sequence[dict], model: str, lengths: str) -> go.Figure:
     order = [arm for arm in NAMES if arm in arms]
     middle, low, high = zip(*(arms[arm] for arm in order), strict=True)
     ranges = whiskers(middle, low, high) | {"color": GREY}
-    inks = {"stock": GREY, "best_stock": ORANGE, "fast": BLUE}
-    shapes = {"stock": ".", "best_stock": "/", "fast": ""}
+    looks = {"stock": (GREY, "."), "best_stock": (ORANGE, "/"), "fast": (BLUE, "")}
+    inks, shapes = zip(*(looks.get(arm, (SKY, "x")) for arm in order), strict=True)
     figure = go.Figure(
         go.Bar(
-            x=middle, y=[NAMES[arm] if arm in inks else f"… {NAMES[arm]}" for arm in order], orientation="h",
+            x=middle, y=[NAMES[arm] if arm in looks else f"… {NAMES[arm]}" for arm in order], orientation="h",
             error_x=ranges, text=[f"{value:.3g}" for value in middle], textposition="inside", insidetextanchor="start",
-            marker={
-                "color": [inks.get(arm, SKY) for arm in order],
-                "pattern": {"shape": [shapes.get(arm, "x") for arm in order], **TEXTURE},
-            },
+            marker=hatch(inks, shapes),
         )
     )  # fmt: skip
     figure.update_xaxes(title="pairs per second, median and range over the rounds", rangemode="tozero")

@@ -7,9 +7,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from dpo_kit.views.style import COLOURS, PALETTE
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+from dpo_kit.views.style import COLOURS, LINES, PALETTE, hatch
 
 
 def loss_and_pull(
@@ -30,7 +28,7 @@ def loss_and_pull(
     margins = torch.linspace(low, high, 201)
     figure = make_subplots(1, 2, subplot_titles=("loss", "pull on the margin"), horizontal_spacing=0.1)
     colours = (COLOURS["reference"], *PALETTE)
-    for (name, loss), colour, dash in zip(losses.items(), colours, DASHES, strict=False):
+    for (name, loss), colour, dash in zip(losses.items(), colours, LINES, strict=False):
         values, pulls = loss_with_pull(loss, margins)
         line = {"color": colour, "dash": dash, "width": 2}
         figure.add_scatter(x=margins.tolist(), y=values.tolist(), name=name, line=line, row=1, col=1)
@@ -68,9 +66,8 @@ def pulls_on_pairs(margins: Tensor, pulls: Tensor, title: str, y_title: str) -> 
 def before_and_after(names: list[str], before: Tensor, after: Tensor, title: str, y_title: str) -> go.Figure:
     """Two bars for each name, plain before and hatched after."""
     figure = go.Figure()
-    for label, values, kind, pattern in (("before", before, "base", ""), ("after", after, "dpo", "/")):
-        texture = {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
-        figure.add_bar(x=names, y=values.tolist(), name=label, marker={"color": COLOURS[kind], "pattern": texture})
+    for label, values, kind, shape in (("before", before, "base", ""), ("after", after, "dpo", "/")):
+        figure.add_bar(x=names, y=values.tolist(), name=label, marker=hatch(COLOURS[kind], shape))
     return figure.update_layout(
         template="dpo_kit", title=title, yaxis_title=y_title, xaxis_type="category", barmode="group", legend_y=-0.3
     )

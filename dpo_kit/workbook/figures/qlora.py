@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dpo_kit.views.style import PALETTE
-from dpo_kit.views.training_warnings import column
+from dpo_kit.views.style import HATCHES, LINES, PALETTE, SYMBOLS, hatch
+from dpo_kit.views.training import Line, frontier_trace
 
-SYMBOLS = ("circle", "square", "diamond", "cross", "x")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-TEXTURE = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
-PATTERNS = ("", "/", ".", "x", "-", "+", "|", "\\", "")
+LOG_RATIOS = "eval_log_ratios/margins"  # in nats and not scaled by beta, so runs with different betas can be compared
 
 
 def memory_bars(parts: Mapping[str, Mapping[str, float]]) -> go.Figure:
@@ -20,32 +17,19 @@ def memory_bars(parts: Mapping[str, Mapping[str, float]]) -> go.Figure:
     for number, name in enumerate(names):
         figure.add_bar(
             y=list(parts), x=[of_profile[name] / 1e9 for of_profile in parts.values()], name=name, orientation="h",
-            marker={
-                "color": PALETTE[number % len(PALETTE)],
-                "pattern": {"shape": PATTERNS[number], **TEXTURE},
-            },
+            marker=hatch(PALETTE[number % len(PALETTE)], HATCHES[number % len(HATCHES)]),
         )  # fmt: skip
     figure.update_xaxes(title="GB at the peak of a DPO step").update_yaxes(autorange="reversed")
     height = 190 + 44 * len(parts)
     return figure.update_layout(template="dpo_kit", barmode="stack", height=height, legend_y=-0.35, margin_t=20)
 
 
-def frontiers(logs: Mapping[str, Sequence[dict]], gain: str = "eval_log_ratios/margins") -> go.Figure:
-    """Each run's way: `gain` on held-out pairs over the KL of its own answers, wherever both were measured."""
+def frontiers(logs: Mapping[str, Sequence[dict]]) -> go.Figure:
+    """For each run the gap between chosen and rejected held-out answers, over the KL that was paid for it."""
     figure = go.Figure()
     for number, (name, rows) in enumerate(logs.items()):
-        points = paid(rows, gain)
-        figure.add_scatter(
-            x=[kl for _, kl, _ in points], y=[won for *_, won in points], name=name, mode="lines+markers",
-            customdata=[step for step, *_ in points], hovertemplate="step %{customdata}<br>%{x:.3~f}, %{y:.3~f}",
-            line={"color": PALETTE[number], "dash": DASHES[number]}, marker={"symbol": SYMBOLS[number], "size": 9},
-        )  # fmt: skip
+        colour, dash, symbol = (looks[number % len(looks)] for looks in (PALETTE, LINES, SYMBOLS))
+        figure.add_trace(frontier_trace(Line(LOG_RATIOS, name, colour, dash), rows, symbol))
     figure.update_xaxes(title="sequence KL to the reference, nats", rangemode="tozero")
     figure.update_yaxes(title="log-ratio gap on held-out pairs, nats")
     return figure.update_layout(template="dpo_kit", legend_y=-0.25, margin_t=20)
-
-
-def paid(rows: Sequence[dict], gain: str = "eval_log_ratios/margins") -> list[tuple[float, float, float]]:
-    """(step, KL, gain) at every step where both were measured."""
-    gains = dict(column(rows, gain))
-    return [(step, kl, gains[step]) for step, kl in column(rows, "kl/sequence") if step in gains]

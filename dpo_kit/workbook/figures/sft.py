@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, PALETTE, VERMILION, whiskers
+from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, PALETTE, SYMBOLS, VERMILION, whiskers
 
-SYMBOLS = ("square", "circle-open", "diamond", "cross")
 BINS = 80
 
 

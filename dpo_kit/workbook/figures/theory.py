@@ -10,11 +10,7 @@ from IPython.display import display
 from plotly.subplots import make_subplots
 
 from dpo_kit.machine import someone_is_there
-from dpo_kit.views.style import BLUE, GREY, PALETTE, show
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
-MARKERS = ("circle", "diamond", "square", "x", "cross", "triangle-up", "star")
-PATTERNS = ("", "/", ".", "x", "-")
+from dpo_kit.views.style import BLUE, GREY, HATCHES, LINES, PALETTE, SYMBOLS, hatch, show
 
 
 def lines(
@@ -22,7 +18,7 @@ def lines(
 ) -> go.Figure:
     """One line per entry of `series` over a common `x`; `log` names the logarithmic axes: '', 'x', 'y' or 'xy'."""
     figure = go.Figure()
-    for (name, y), colour, dash, symbol in zip(series.items(), PALETTE, DASHES, MARKERS, strict=False):
+    for (name, y), colour, dash, symbol in zip(series.items(), PALETTE, LINES, SYMBOLS, strict=False):
         style = {"line": {"color": colour, "dash": dash}, "marker": {"symbol": symbol, "size": 8}}
         figure.add_scatter(x=_list(x), y=_list(y), name=name, mode="lines+markers" if markers else "lines", **style)
     _axes(figure, title, x_title, y_title)
@@ -36,11 +32,10 @@ def lines(
 def policies(prompts: Sequence[str], answers: Sequence[str], rows: Mapping[str, Sequence], title: str) -> go.Figure:
     """Probabilities of the answers, one panel per prompt, one bar per policy; each entry of `rows` is (X, Y)."""
     figure = make_subplots(1, len(prompts), shared_yaxes=True, subplot_titles=list(prompts), horizontal_spacing=0.03)
-    for (name, probs), colour, pattern in zip(rows.items(), (GREY, *PALETTE), PATTERNS, strict=False):
+    for (name, probs), colour, shape in zip(rows.items(), (GREY, *PALETTE), HATCHES, strict=False):
         for column, row in enumerate(_list(probs), 1):
-            texture = {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
-            bar = {"marker": {"color": colour, "pattern": texture}}
-            figure.add_bar(x=list(answers), y=row, name=name, showlegend=column == 1, row=1, col=column, **bar)
+            bar = {"name": name, "showlegend": column == 1, "marker": hatch(colour, shape)}
+            figure.add_bar(x=list(answers), y=row, row=1, col=column, **bar)
     figure.update_layout(template="dpo_kit", title=title, barmode="group", yaxis_range=[0, 1])
     # room for the panels' titles below the figure's own
     figure.update_layout(yaxis_title="probability", margin_t=80)
@@ -54,7 +49,7 @@ def frontier(curve: tuple, paths: Mapping[str, tuple]) -> go.Figure:
     """
     figure = go.Figure()
     figure.add_scatter(x=_list(curve[0]), y=_list(curve[1]), name="best possible", line={"color": GREY, "width": 4})
-    for (name, (kl, reward)), colour, symbol in zip(paths.items(), PALETTE, MARKERS, strict=False):
+    for (name, (kl, reward)), colour, symbol in zip(paths.items(), PALETTE, SYMBOLS, strict=False):
         style = {"symbol": symbol, "size": 10, "color": colour}
         figure.add_scatter(x=_list(kl), y=_list(reward), name=name, mode="markers", marker=style)
     _axes(figure, "What each nat of KL buys", "KL(π‖π_ref), nats, mean of prompts", "expected true reward")
@@ -66,7 +61,7 @@ def loss_well(loss: Callable, marks: Mapping[str, float], title: str, low=-10.0,
     gaps = torch.linspace(low, high, 151)
     figure = go.Figure()
     figure.add_scatter(x=_list(gaps), y=[loss(gap).item() for gap in gaps], name="expected loss", line={"color": BLUE})
-    for (name, gap), colour, symbol in zip(marks.items(), PALETTE[1:], MARKERS, strict=False):
+    for (name, gap), colour, symbol in zip(marks.items(), PALETTE[1:], SYMBOLS, strict=False):
         style = {"symbol": symbol, "size": 12, "color": colour}
         value = loss(torch.tensor(gap)).item()
         figure.add_scatter(x=[gap], y=[value], name=name, mode="markers", marker=style)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from dpo_kit.evaluation.results import Interval
 from dpo_kit.workbook.figures.evaluation import rate_by_k, rates_compared, spread_by_size, verdict_shares
 
 
 def rate(mean, half=0.1):
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return Interval(mean, mean - half, mean + half)
 
 
 def test_a_ridge_for_each_number_of_prompts():
@@ -37,6 +38,6 @@ def test_each_way_has_its_marker_in_each_row_and_none_lies_on_another():
 
 
 def test_the_rate_over_k():
-    figure, told = rate_by_k({"1": rate(0.7), "8": rate(0.55)})
+    figure, told = rate_by_k({1: rate(0.7), 8: rate(0.55)})
     assert (list(figure.data[0].x), list(figure.data[0].y)) == ([1, 8], [0.7, 0.55])
     assert "K = 8: 55%" in told

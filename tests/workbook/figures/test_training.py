@@ -2,8 +2,9 @@
 
 import pytest
 
+from dpo_kit.views.training import frontier
 from dpo_kit.workbook.figures.fast import cells, gain, speeds, step_rates
-from dpo_kit.workbook.figures.qlora import frontiers, memory_bars, paid
+from dpo_kit.workbook.figures.qlora import LOG_RATIOS, frontiers, memory_bars
 from dpo_kit.workbook.figures.sft import fault_rates, margins_at_start, moved, rounding
 
 RATES = [
@@ -39,7 +40,7 @@ def test_a_point_of_a_frontier_has_both_values_from_the_same_step():
         {"step": 0, "kl/sequence": 0.0}, {"step": 0, "eval_log_ratios/margins": 0.0}, {"step": 1, "loss": 0.6},
         {"step": 2, "kl/sequence": 1.5}, {"step": 4, "kl/sequence": 2.5}, {"step": 4, "eval_log_ratios/margins": 7.0},
     ]  # fmt: skip
-    assert paid(rows) == [(0, 0.0, 0.0), (4, 2.5, 7.0)]
+    assert frontier(rows, LOG_RATIOS) == [(0, 0.0, 0.0), (4, 2.5, 7.0)]
     (trace,) = frontiers({"run": rows}).data
     assert (trace.x, trace.y) == ((0.0, 2.5), (0.0, 7.0))
 

@@ -1,4 +1,4 @@
-// The controls of live.py. Everything goes in as textContent.
+// The controls of dashboard.py. All text is set as textContent, so none of it can run.
 
 function make(parent, tag, attributes = {}) {
   const node = document.createElement(tag);
