@@ -13,7 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-from dpo_kit.evaluation.harness import evaluate
+from dpo_kit.evaluation.harness import evaluate_answers
 from dpo_kit.evaluation.results import Report, from_data
 from dpo_kit.files import write_atomically
 from dpo_kit.jsonl import read_records
@@ -77,7 +77,7 @@ def rescored(workdir: Path, seed: int) -> Report:
     responses = read_records(workdir / "eval" / "responses.jsonl", Response)
     sampled = [response for response in responses if response.temperature > 0]
     judge, temperature = both_orders(rubric_judge()), sampled[0].temperature
-    return evaluate(prompts, sampled, rubric.score, judge, temperature=temperature, seed=seed)
+    return evaluate_answers(prompts, sampled, rubric.score, judge, temperature=temperature, seed=seed)
 
 
 def table(reports: dict[str, list[Report]]) -> str:
@@ -91,7 +91,7 @@ def table(reports: dict[str, list[Report]]) -> str:
 
 def row(report: Report) -> list[str]:
     """The cells of one run, from its seed on."""
-    means = [" / ".join(f"{mean.mean:.3f}" for mean in report.metrics[metric].means.values()) for metric in METRICS]
+    means = [" / ".join(f"{mean:.3f}" for mean in report.metrics[metric].means.values()) for metric in METRICS]
     pairwise = report.pairwise
     counts = f"{pairwise.wins}, {pairwise.ties}, {pairwise.losses}"
     rate = f"{pairwise.decisive_win_rate:.3f} ({pairwise.low:.3f} to {pairwise.high:.3f})"

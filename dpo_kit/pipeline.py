@@ -203,11 +203,11 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
     """
 
     def build(folder: Path) -> None:
-        from dpo_kit.evaluation.arms import SharedBase, answer_all
+        from dpo_kit.evaluation.arms import Base, answer_all
         from dpo_kit.models.answers import AnswerStore
         from dpo_kit.models.generation import Sampling
 
-        settings, base = profile.evaluation, SharedBase(profile)
+        settings, base = profile.evaluation, Base(profile)
         arms = [base.arm("base"), *(base.arm(name, work.root / name / "adapter") for name in ("sft", "dpo"))]
         limits = {"seed": seed, "max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
         samplings = [Sampling(temperature, **limits) for temperature in dict.fromkeys((settings.temperature, 0.0))]
@@ -224,7 +224,7 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
 
 def report(work: Workspace, profile: Profile, seed: int) -> Report:
     """Score, control and compare what lies in the workdir; writes `report.json`, `report.html` and `outcomes.jsonl`."""
-    from dpo_kit.evaluation.harness import evaluate as evaluate_answers
+    from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.views.report import write_report
 
@@ -235,20 +235,12 @@ def report(work: Workspace, profile: Profile, seed: int) -> Report:
     trained_on = read_pairs(work.root / "pairs" / "pairs.jsonl")
     manifests = [work.manifest(stage) for stage in ("sft", "pairs", "dpo", "eval")]
     made = evaluate_answers(
-        prompts,
-        responses,
-        rubric.score,
-        both_orders(rubric_judge()),
-        temperature=profile.evaluation.temperature,
-        resample=resample,
-        trained_on=trained_on,
-        seed=seed,
-        profile=profile.name,
-        pairs=len(trained_on),
+        prompts, responses, rubric.score, both_orders(rubric_judge()), temperature=profile.evaluation.temperature,
+        resample=resample, trained_on=trained_on, seed=seed, profile=profile.name, pairs=len(trained_on),
         timings_s={manifest["stage"]: manifest["cost"]["seconds"] for manifest in manifests},
         peak_memory_mb=max(manifest["cost"]["peak_memory_mb"] for manifest in manifests),
         versions=manifests[-1]["versions"],
-    )
+    )  # fmt: skip
     write_report(work.root, made, read_log(work.root / "dpo" / "log.jsonl"), prompts, responses)
     return made
 

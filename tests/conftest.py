@@ -56,7 +56,7 @@ def comparison(incidents):
 
     Prompts, responses, the report with its rows, and a log of a training.
     """
-    from dpo_kit.evaluation.harness import evaluate
+    from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.preferences.judges import both_orders, by_score
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.triage import rubric
@@ -71,7 +71,7 @@ def comparison(incidents):
         made = demonstrate(prompts, noise, seed)
         responses += [r.model_copy(update={"arm": arm, "temperature": 1.0, "seed": seed}) for r in made]
     judge = both_orders(by_score(rubric.overall, "rubric"))
-    report = evaluate(prompts, responses, rubric.score, judge, temperature=1.0)
+    report = evaluate_answers(prompts, responses, rubric.score, judge, temperature=1.0)
     log = read_log(ROOT / "data" / "runs" / "tiny" / "dpo_log.jsonl")
     return SimpleNamespace(prompts=prompts, responses=responses, report=report, log=log)
 

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> Report:
     """Answer, judge, control, compare and write the report; returns it. Raises DpoKitError."""
-    from dpo_kit.evaluation.arms import SharedBase, answer_all, parse_arm
-    from dpo_kit.evaluation.harness import evaluate as evaluate_answers
+    from dpo_kit.evaluation.arms import Base, answer_all, parse_arm
+    from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.models.answers import AnswerStore
     from dpo_kit.preferences.importers import read_prompts
     from dpo_kit.triage import rubric
@@ -53,7 +53,7 @@ def evaluate(arguments: argparse.Namespace) -> Report:
 
     profile = load_profile(arguments.profile)
     prompts = read_prompts(arguments.prompts)
-    base = SharedBase(profile)
+    base = Base(profile)
     arms = [parse_arm(text, base) for text in arguments.arms]
     names = [arm.name for arm in arms]
     primary = _primary(arguments.primary, names)
@@ -62,22 +62,12 @@ def evaluate(arguments: argparse.Namespace) -> Report:
     samplings = _samplings(profile, arguments.seed, arguments.samples)
     store = AnswerStore(arguments.out / "answers.jsonl")
     answers = answer_all(arms, prompts, samplings, store, again=primary[1], again_prompts=arguments.controls)
+    score = rubric.score if _in_the_world(prompts) else None
     report = evaluate_answers(
-        prompts,
-        answers.responses,
-        rubric.score if _in_the_world(prompts) else None,
-        judge,
-        temperature=samplings[0].temperature,
-        resample=answers.resample,
-        arms=names,
-        primary=primary,
-        rate=rate,
-        trained_on=trained_on,
-        reasons=answers.reasons(),
-        controlled=arguments.controls,
-        seed=arguments.seed,
-        workers=settings.concurrency,
-    )
+        prompts, answers.responses, score, judge, temperature=samplings[0].temperature, resample=answers.resample,
+        arms=names, primary=primary, rate=rate, trained_on=trained_on, reasons=answers.reasons(),
+        controlled=arguments.controls, seed=arguments.seed, workers=settings.concurrency,
+    )  # fmt: skip
     write_report(arguments.out, report, [], prompts, answers.responses)
     return report
 

@@ -5,7 +5,7 @@ An arm has a name and answers prompts. An answer that does not come is missing, 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -117,35 +117,43 @@ def _second_answers(arm, number, count, prompts, samplings, given, store) -> Seq
 
 
 class ModelArm:
-    """An arm of weights in memory: one adapter on them, or "base", the frozen weights alone. Answers everything."""
+    """An arm of weights in memory: an adapter on a base, or the base alone. It answers everything."""
 
-    def __init__(self, name: str, load: Callable[[], Arms], adapter: str = "base"):
-        self.name, self.load, self.adapter = name, load, adapter
+    def __init__(self, name: str, base: "Base", folder: Path | None = None):
+        self.name, self.base, self.folder = name, base, folder
 
     def answer(
         self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
-        answers = generate(self.load(), self.adapter, prompts, sampling, store)
+        loaded = self.base.load(self.name, self.folder)
+        answers = generate(loaded, self.name if self.folder else "base", prompts, sampling, store)
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
 
     def release(self) -> None:
-        """Nothing to free: the weights belong to whoever loads them, and other arms share them."""
+        """Free the weights, unless other arms share them."""
+        self.base.release()
 
 
-class OwnModelArm(ModelArm):
-    """A model of its own, from a folder or a Hub id, quantised as the profile says; in memory only while it answers."""
+class Base:
+    """Frozen weights, quantised as the profile says, and the adapters on them; loaded when the first arm answers.
 
-    def __init__(self, name: str, profile: Profile, path: str):
-        super().__init__(name, self._load_once)
-        self.profile = profile.model_copy(update={"model": profile.model.model_copy(update={"path": path})})
+    `shared` weights stay in memory for the other arms on them; those of a model of its own are freed by its arm.
+    """
+
+    def __init__(self, profile: Profile, shared: bool = True):
+        self.profile, self.shared = profile, shared
         self._arms: Arms | None = None
+        self._added: set[str] = set()
 
-    def release(self) -> None:
-        """Drop the weights."""
-        self._arms = None
+    def arm(self, name: str, folder: Path | None = None) -> ModelArm:
+        """The frozen weights alone, or with the adapter in `folder`. The name "base" is for the weights alone."""
+        if folder and name == "base":
+            raise DpoKitError(f"{folder}: an adapter cannot be called 'base', which is the weights alone; rename it")
+        return ModelArm(name, self, folder)
 
-    def _load_once(self) -> Arms:
+    def load(self, name: str, folder: Path | None) -> Arms:
+        """The weights with the adapters that were asked for so far. Raises DpoKitError for a model without chats."""
         if self._arms is None:
             self._arms = load_arms(self.profile, {})
             tokenizer = self._arms.tokenizer
@@ -153,32 +161,15 @@ class OwnModelArm(ModelArm):
                 raise DpoKitError(f"{self.profile.model.path}: no chat template; give a model that was trained to chat")
             if tokenizer.pad_token is None:  # generation masks the padding, so any token serves
                 tokenizer.pad_token = tokenizer.eos_token
-        return self._arms
-
-
-class SharedBase:
-    """The profile's frozen weights, loaded when the first arm on them answers, and the adapters of the others."""
-
-    def __init__(self, profile: Profile):
-        self.profile = profile
-        self._arms: Arms | None = None
-        self._added: set[str] = set()
-
-    def arm(self, name: str, folder: Path | None = None) -> ModelArm:
-        """The frozen weights alone, or with the adapter in `folder`. The name "base" is for the weights alone."""
-        if folder is None:
-            return ModelArm(name, self._load)
-        if name == "base":
-            raise DpoKitError(f"{folder}: an adapter cannot be called 'base', which is the weights alone; rename it")
-        return ModelArm(name, lambda: self._load(name, folder), name)
-
-    def _load(self, name: str = "base", folder: Path | None = None) -> Arms:
-        if self._arms is None:
-            self._arms = load_arms(self.profile, {})
         if folder is not None and name not in self._added:
             self._arms.model = add_adapter(self._arms.model, name, folder)
             self._added.add(name)
         return self._arms
+
+    def release(self) -> None:
+        """Free weights that are not shared."""
+        if not self.shared:
+            self._arms, self._added = None, set()
 
 
 class FileArm:
@@ -220,7 +211,7 @@ class FileArm:
         return respond(prompt, Answer(rows[0].text, rows[0].stopped), self.name, sampling)
 
 
-def parse_arm(text: str, base: SharedBase) -> Answerer:
+def parse_arm(text: str, base: Base) -> Answerer:
     """The arm that `name=spec` names on a command line.
 
     spec: `base`, the profile's frozen weights; a folder with an adapter on them; a folder or Hub id with a model of its
@@ -240,8 +231,8 @@ def parse_arm(text: str, base: SharedBase) -> Answerer:
         return FileArm(name, path)
     if (path / "adapter_config.json").is_file():
         return base.arm(name, path)
-    if (path / "config.json").is_file():
-        return OwnModelArm(name, base.profile, str(path.resolve()))
-    if path.exists() or not re.fullmatch(r"[\w.-]*\w(/[\w.-]*\w)?", spec):
+    is_model = (path / "config.json").is_file()
+    if not is_model and (path.exists() or not re.fullmatch(r"[\w.-]*\w(/[\w.-]*\w)?", spec)):
         raise DpoKitError(f"arm {text!r}: no adapter, model, endpoint or .jsonl is there; check the path")
-    return OwnModelArm(name, base.profile, spec)
+    model = base.profile.model.model_copy(update={"path": str(path.resolve()) if is_model else spec})
+    return Base(base.profile.model_copy(update={"model": model}), shared=False).arm(name)

@@ -73,7 +73,7 @@ def compare(
         n_prompts=len(prompts),
         arms=tuple(arms),
         primary=tuple(primary),
-        metrics={gain.metric: Metric(_means(gain.metric, arms, columns, cluster), gain) for gain in gains},
+        metrics={gain.metric: _metric(gain, arms, columns, cluster) for gain in gains},
         pairwise=None if judge is None else worth,
         contrasts=tuple(_under_holm([_difference(m, *pair, columns, cluster) for pair in others for m in metrics])),
         judged=None if judge is None else _judged(verdicts, texts, primary),
@@ -146,16 +146,14 @@ def _columns(samples: Samples) -> dict[str, dict[str, float]]:
     return dict(columns)
 
 
-def _means(metric: str, arms: Sequence[str], columns: Columns, cluster: Clusters) -> dict[str, Interval | None]:
-    """The mean of each arm in one metric, with its interval."""
-    bounds = SCALE if metric == RATING else None
-    of_arm = {arm: columns[arm].get(metric, {}) for arm in arms}
-    return {
-        arm: statistics.mean_interval(list(scores.values()), cluster and [cluster[p] for p in scores], bounds)
-        if scores
-        else None
-        for arm, scores in of_arm.items()
-    }
+def _metric(gain: Difference, arms: Sequence[str], columns: Columns, cluster: Clusters) -> Metric:
+    """The mean of each arm in one metric, with its interval, beside the primary difference."""
+    bounds, intervals = SCALE if gain.metric == RATING else None, {}
+    for arm in arms:
+        scores = columns[arm].get(gain.metric, {})
+        sources = cluster and [cluster[p] for p in scores]
+        intervals[arm] = statistics.mean_interval(list(scores.values()), sources, bounds) if scores else None
+    return Metric({arm: interval and interval.mean for arm, interval in intervals.items()}, gain, intervals)
 
 
 def _difference(metric: str, treated: str, control: str, columns: Columns, cluster: Clusters) -> Difference:

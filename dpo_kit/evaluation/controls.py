@@ -95,28 +95,23 @@ def _most_common_share(values: Sequence) -> float:
 
 def _identical(result: Pairwise) -> Control:
     passed = not (result.wins or result.losses) and result.ties > 0
-    return Control("identical", "the same answer on both sides: all ties", passed, _counts(result))
+    return Control("identical", "the same answer on both sides: all ties", passed, str(result))
 
 
 def _even(name: str, expected: str, result: Pairwise) -> Control:
     passed = result.p_value >= CHANCE and _judged(result)
-    return Control(name, expected, passed, f"{_counts(result)}; sign test p = {result.p_value:.2g}")
+    return Control(name, expected, passed, f"{result}; sign test p = {result.p_value:.2g}")
 
 
 def _loses(name: str, expected: str, result: Pairwise) -> Control:
-    return Control(name, expected, result.losses > result.wins, _counts(result))
+    return Control(name, expected, result.losses > result.wins, str(result))
 
 
 def _no_win(name: str, expected: str, result: Pairwise) -> Control:
     won = result.wins > result.losses and result.p_value < CHANCE
-    return Control(name, expected, not won and _judged(result), _counts(result))
+    return Control(name, expected, not won and _judged(result), str(result))
 
 
 def _judged(result: Pairwise) -> bool:
     """Whether any prompt was judged; a control without a verdict has shown nothing and does not pass."""
     return result.wins + result.ties + result.losses > 0
-
-
-def _counts(result: Pairwise) -> str:
-    counts = f"{result.wins} wins, {result.ties} ties, {result.losses} losses"
-    return counts + (f", {result.unjudged} unjudged" if result.unjudged else "")

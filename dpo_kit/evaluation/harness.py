@@ -16,7 +16,7 @@ from dpo_kit.preferences.judges import Judge
 from dpo_kit.records import PreferencePair, Prompt, Response
 
 
-def evaluate(
+def evaluate_answers(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     score: Score | None,
@@ -60,14 +60,9 @@ def evaluate(
 
 
 def _controls(
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
-    resample: Sequence[Response],
-    judge: Judge | None,
-    primary: tuple[str, str],
-    seed: int,
-    workers: int,
-) -> tuple[Control, ...] | None:
+    prompts: Sequence[Prompt], responses: Sequence[Response], resample: Sequence[Response],
+    judge: Judge | None, primary: tuple[str, str], seed: int, workers: int,
+) -> tuple[Control, ...] | None:  # fmt: skip
     """The controls on the prompts that all arms answered; None where there is a judge and too few such prompts."""
     again = {response.prompt_id: response.text for response in resample}
     prompts = [prompt for prompt in prompts if prompt.id in again or not again]

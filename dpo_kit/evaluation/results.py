@@ -29,9 +29,9 @@ class Interval:
 class Difference:
     """treated - control in one metric, on the `n` prompts for which both arms have a score.
 
-    `p_value` is that of the sign test on the prompts where the two scores differ, and `p_holm` the same after Holm's
-    correction over the differences that were looked at together. `could_see` is the smallest true difference that so
-    many prompts show with 80% power. `interval` and `could_see` are None where fewer than two prompts have both scores.
+    `p_value` is the sign test's on the prompts where the scores differ, `p_holm` the same after Holm's correction over
+    the differences that were looked at together. `could_see` is the smallest true difference that so many prompts show
+    with 80% power. `interval` and `could_see` are None where fewer than two prompts have both scores.
     """
 
     metric: str
@@ -47,10 +47,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: the mean of each arm over the prompts, None where it has no score, and the primary difference."""
+    """One metric: by arm its mean and interval over the prompts, None without a score; and the primary difference."""
 
-    means: dict[str, Interval | None]
+    means: dict[str, float | None]
     difference: Difference
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Pairwise:
     p_value: float
     clopper_pearson: Interval | None
     win_rate: Interval | None
+
+    def __str__(self) -> str:
+        counts = f"{self.wins} wins, {self.ties} ties, {self.losses} losses"
+        return counts + (f", {self.unjudged} unjudged" if self.unjudged else "")
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,8 @@ class LengthQuartile:
 class PositionBias:
     """How the order of the two answers changes a judge's verdicts, over `n` pairs that it judged in both orders.
 
-    `inconsistent` is the share of pairs whose verdict changed with the order. `first` is, of the verdicts that flipped
-    from one answer to the other, the share that went to the answer shown first (0.5 is noise, 1 is always the first).
-    Each is None where there is nothing to count.
+    `inconsistent` is the share of pairs whose verdict changed with the order; `first`, of those that flipped from one
+    answer to the other, the share that took the answer shown first. Each is None where there is nothing to count.
     """
 
     n: int
@@ -149,9 +153,9 @@ class Control:
 class Comparison:
     """Arms compared on the same prompts at one temperature.
 
-    `primary` names the treated and the control arm of the contrast that was fixed in advance; its differences stand in
-    `metrics`, all other differences in `contrasts`. `pairwise` is the primary contrast by a judge and None without one,
-    as `judged`. `stopped` is the share of answers that ended by themselves and `characters` their mean length, by arm.
+    `primary` names the treated and the control arm of the contrast that was fixed in advance. Its differences stand in
+    `metrics`, all others in `contrasts`; `pairwise` and `judged` are what a judge says of it, None without a judge.
+    `stopped` is by arm the share of answers that ended by themselves, and `characters` their mean length.
     """
 
     n_prompts: int
@@ -174,7 +178,7 @@ class Comparison:
 class Report(Comparison):
     """A comparison with its controls, the one of `greedy` answers where there is one, and how it was made.
 
-    `sampling` says in words how the answers were drawn. What is not known of a run keeps its default.
+    `sampling` says in words how the answers were drawn.
     """
 
     sampling: str

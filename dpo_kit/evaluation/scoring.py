@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from dpo_kit.errors import DpoKitError
 from dpo_kit.records import PreferencePair, Prompt, Verdict
 
-Metric = Callable[[Prompt, str], float]
-Score = Callable[[Prompt, str], dict[str, float]]
-Rate = Callable[[Prompt, str], tuple[float | None, str]]
+Score = Callable[[Prompt, str], float | Mapping[str, float]]  # prompt, answer -> one metric, or several by name
+Rate = Callable[[Prompt, str], tuple[float | None, str]]  # prompt, answer -> a score from 1 to 5 or None, and why
 
 
 @dataclass(frozen=True)
@@ -26,24 +25,16 @@ class Rating:
     reason: str
 
 
-def by_functions(functions: Mapping[str, Metric], low: float = 0.0, high: float = 1.0) -> Score:
-    """Several metrics as one score: each function maps (prompt, answer) to a number in [low, high].
+def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Callable[[Prompt, str], dict[str, float]]:
+    """`score` as a function that gives its metrics by name, each computed twice and checked.
 
-    Every function is called twice. Raises DpoKitError, which names the metric and the prompt, where a function fails,
-    returns something that is not a finite number in the range, or returns another number when called again.
+    A `score` that returns a single number is one metric, named like the function. Raises DpoKitError, which names the
+    metric and the prompt, where `score` fails, returns something that is not a finite number in [low, high], or returns
+    something else when it is called again.
     """
-
-    def score(prompt: Prompt, text: str) -> dict[str, float]:
-        return {name: _twice(name, function, prompt, text, low, high) for name, function in functions.items()}
-
-    return score
-
-
-def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Score:
-    """The same checks for a function that gives several metrics at once. Raises DpoKitError as `by_functions` does."""
+    name = getattr(score, "__name__", "score")
 
     def checking(prompt: Prompt, text: str) -> dict[str, float]:
-        name = getattr(score, "__name__", "score")
         first, second = (_call(name, score, prompt, text) for _ in range(2))
         if first.keys() != second.keys():
             raise DpoKitError(f"metric {name} names different metrics when asked again, prompt {prompt.id}")
@@ -67,28 +58,22 @@ def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> 
     shared = {v.judge for v in given} & {pair.verdict.judge for pair in training}
     if not shared:
         return None
-    names = ", ".join(sorted(shared))
     return (
-        f"the judge of this evaluation ({names}) also labelled the training pairs: "
+        f"the judge of this evaluation ({', '.join(sorted(shared))}) also labelled the training pairs: "
         "a gain can be that judge's taste learned by heart; ask another judge too"
     )
 
 
-def _rating(score, reason):
+def _rating(score: float | None, reason: str) -> Rating:
     usable = isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5
     if usable:
         return Rating(float(score), reason)
     return Rating(None, reason if score is None else f"score {score!r} is not on the scale 1 to 5: {reason}")
 
 
-def _twice(name, function, prompt, text, low, high):
-    first, second = (_call(name, function, prompt, text) for _ in range(2))
-    return _agreed(name, first, second, prompt, low, high)
-
-
-def _call(name, function, prompt, text):
+def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, object]:
     try:
-        return function(prompt, text)
+        given = score(prompt, text)
     except DpoKitError:
         raise
     except Exception as error:
@@ -96,10 +81,11 @@ def _call(name, function, prompt, text):
             f"metric {name} failed on prompt {prompt.id}: {type(error).__name__}: {error}; "
             "it must give a number for any answer, an empty one too"
         ) from error
+    return given if isinstance(given, Mapping) else {name: given}
 
 
-def _agreed(name, first, second, prompt, low, high):
-    """`first` as a float where it is usable and `second` says the same."""
+def _agreed(name: str, first: object, second: object, prompt: Prompt, low: float, high: float) -> float:
+    """`first` as a float where it is a usable number and `second` is the same."""
     for value in (first, second):
         try:
             usable = math.isfinite(value) and low <= value <= high

@@ -251,7 +251,7 @@ def _evaluation(path: Path) -> dict[str, str]:
     for name, metric in report.get("metrics", {}).items():
         gain = metric.get("difference", {}).get("interval")
         if gain and report["primary"] == ["dpo", "sft"]:
-            before, after = (metric["means"][arm]["mean"] for arm in ("sft", "dpo"))
+            before, after = (metric["means"][arm] for arm in ("sft", "dpo"))
             change = f"difference {gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
             rows[name] = f"{before:.3f} to {after:.3f}; {change}"
     return rows

@@ -156,12 +156,7 @@ class Live:
         return self._shown.update
 
 
-def show_training(
-    rows: Sequence[dict],
-    batch_size: int | None = None,
-    above: str = "",
-    put: Callable[[Any], Any] = display,
-) -> None:
+def show_training(rows: Sequence[dict], batch_size: int | None = None, above: str = "", put: Callable = display):
     """The static dashboard of a log, of a stock trainer's too (see `read_log`): warnings, figure, sample answers.
 
     The text `above` comes first; `put` displays it together with the warnings.

@@ -21,7 +21,7 @@ def three_arms(metrics: Mapping[str, Metric]) -> go.Figure:
     arms, shares = arms_of(metrics), {name: metrics[name].means for name in _shares(metrics)}
     figure = go.Figure([
         go.Scatter(
-            x=[means[arm] and means[arm].mean for means in shares.values()], y=[metric_name(name) for name in shares],
+            x=[means[arm] for means in shares.values()], y=[metric_name(name) for name in shares],
             name=arm_name(arm), mode="markers",
             marker={"color": COLOURS.get(arm, PALETTE[i % len(PALETTE)]), "symbol": SYMBOLS[i % len(SYMBOLS)],
                     "size": 12, "line_width": 2},
@@ -180,5 +180,4 @@ def _contrast(treated: str, control: str) -> str:
 
 def _shares(metrics: Mapping[str, Metric]) -> list[str]:
     """The metrics that are shares: no arm's mean is above 1, as it is on a judge's scale from 1 to 5."""
-    means = {name: [mean for mean in metric.means.values() if mean] for name, metric in metrics.items()}
-    return [name for name, of_arms in means.items() if all(mean.mean <= 1 for mean in of_arms)]
+    return [name for name, metric in metrics.items() if all((mean or 0) <= 1 for mean in metric.means.values())]

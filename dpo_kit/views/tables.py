@@ -51,7 +51,7 @@ def table_rows(metrics: Mapping[str, Metric], refusal: str | None = None) -> lis
     return [
         (
             metric_name(name),
-            *(number(mean and mean.mean) for mean in metric.means.values()),
+            *(number(mean) for mean in metric.means.values()),
             interval(metric.difference.interval, "+"),
             "refused" if refusal else metric.difference.verdict,
         )
@@ -83,15 +83,12 @@ def pairwise_sentence(
     arms = "{} against {}".format(*map(arm_name, primary))
     if pairwise is None:
         return f"{arms}: no judge was asked."
-    counts = f"{pairwise.wins} wins, {pairwise.ties} ties, {pairwise.losses} losses"
-    if pairwise.unjudged:
-        counts += f", {pairwise.unjudged} unjudged"
     if refusal:
-        return f"{arms}: {counts}; {refusal}, so these counts show nothing."
+        return f"{arms}: {pairwise}; {refusal}, so these counts show nothing."
     if pairwise.decisive_win_rate is None:
-        return f"{arms}: {counts}; no prompt was decided, so nothing is shown."
+        return f"{arms}: {pairwise}; no prompt was decided, so nothing is shown."
     return (
-        f"{arms}: {counts}; of the decided prompts {pairwise.decisive_win_rate:.1%} won (95% Wilson "
+        f"{arms}: {pairwise}; of the decided prompts {pairwise.decisive_win_rate:.1%} won (95% Wilson "
         f"interval {pairwise.low:.1%} to {pairwise.high:.1%}, sign test p = {pairwise.p_value:.2g})."
     )
 
@@ -110,16 +107,12 @@ def power_sentence(comparison: Comparison) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader must know besides the table: what is missing or unjudged, and what is to be doubted."""
-    missing = [
-        (
-            f"{arm_name(arm)} has no answer to {gap.count} of {comparison.n_prompts} prompts ({', '.join(gap.first)}"
-            f"{', ...' if gap.count > len(gap.first) else ''}); differences rest on prompts that both answered"
-            if gap.count
-            else f"{arm_name(arm)} lacks some answers"
-        )
-        + (f"; why: {gap.reason}" if gap.reason else "")
-        for arm, gap in comparison.missing.items()
-    ]
+    missing = []
+    for arm, gap in comparison.missing.items():
+        ids = ", ".join(gap.first) + (", ..." if gap.count > len(gap.first) else "")
+        count = f"{gap.count} of {comparison.n_prompts} prompts ({ids})" if gap.count else "some of the questions"
+        why = f"; why: {gap.reason}" if gap.reason else ""
+        missing.append(f"{arm_name(arm)} has no answer to {count}; differences rest on prompts that both answered{why}")
     unjudged = comparison.pairwise.unjudged if comparison.pairwise else 0
     left = [f"{unjudged} prompts are unjudged: they count for neither arm and are no ties"] if unjudged else []
     left += [f"{n} answers of {arm_name(arm)} have no score" for arm, n in comparison.unscored.items() if n]
@@ -187,30 +180,22 @@ def further_tables(report: Report) -> dict[str, str]:
     tables = {}
     if report.greedy:
         tables["Greedy answers instead of sampled ones"] = metrics_html(report.greedy.metrics, report.refusal)
-    ends = [
-        (
-            arm_name(arm),
-            "–" if report.stopped.get(arm) is None else f"{report.stopped[arm]:.1%}",
-            "–" if report.characters.get(arm) is None else f"{report.characters[arm]:.0f}",
-        )
-        for arm in report.arms
-    ]
+    ends = []
+    for arm in report.arms:
+        stopped, characters = report.stopped.get(arm), report.characters.get(arm)
+        known = ("–" if stopped is None else f"{stopped:.1%}", "–" if characters is None else f"{characters:.0f}")
+        ends.append((arm_name(arm), *known))
     columns = ("arm", "ended by itself", "characters, mean")
     tables["How answers end, and how long they are"] = html_table(columns, ends)
-    contrasts = [
-        (
-            f"{arm_name(row.treated)} over {arm_name(row.control)}",
-            metric_name(row.metric),
-            interval(row.interval, "+"),
-            f"{row.p_holm:.2g}",
-            "refused" if report.refusal else row.verdict,
-        )
-        for row in report.contrasts
-    ]
+    contrasts = []
+    for row in report.contrasts:
+        who = (f"{arm_name(row.treated)} over {arm_name(row.control)}", metric_name(row.metric))
+        verdict = "refused" if report.refusal else row.verdict
+        contrasts.append((*who, interval(row.interval, "+"), f"{row.p_holm:.2g}", verdict))
     if contrasts:
         columns = ("contrast", "metric", "difference, 95%", "p, Holm", "verdict")
-        told = "The other contrasts, under Holm's correction"
-        tables[told] = html_table(columns, contrasts, words=("metric", "verdict"))
+        made = html_table(columns, contrasts, words=("metric", "verdict"))
+        tables["The other contrasts, under Holm's correction"] = made
     if report.win_rate_at_k:
         rates = [(str(k), interval(rate)) for k, rate in report.win_rate_at_k.items()]
         tables["Best of K against best of K"] = html_table(("K", "win rate, 95%"), rates)

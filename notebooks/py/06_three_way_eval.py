@@ -551,7 +551,7 @@ for name, verdicts in heard.items():
 # %%
 for name, metric in report.metrics.items():
     verdict, gain = metric.difference.verdict, metric.difference.interval.mean
-    lacked = f": {gain / (1 - metric.means['sft'].mean):+.0%} of what SFT lacked"
+    lacked = f": {gain / (1 - metric.means['sft']):+.0%} of what SFT lacked"
     print(f"{metric_name(name)}: {verdict}{lacked if verdict in ('better', 'worse') else ''}.")
 for metric in ("severity_match", "action_match"):
     test = mcnemar(column("dpo", metric) == 1, column("sft", metric) == 1)

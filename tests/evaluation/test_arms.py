@@ -12,7 +12,7 @@ import pytest
 
 from dpo_kit import pipeline
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.arms import FileArm, ModelArm, OwnModelArm, SharedBase, answer_all, parse_arm
+from dpo_kit.evaluation.arms import Base, FileArm, answer_all, parse_arm
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import write_records
@@ -214,7 +214,7 @@ def test_no_server_at_all_is_a_reason_too(serve):
 def test_three_arms_on_one_set_of_weights_draw_with_seeds_of_their_own(small_run, small_profile, incidents):
     work, profile, _ = small_run
     folders = {name: work / name / "adapter" for name in ("sft", "dpo")}
-    base = SharedBase(profile)
+    base = Base(profile)
     arms = [base.arm("base"), *(base.arm(name, folder) for name, folder in folders.items())]
     how = Sampling(1.0, 4, max_new_tokens=16, batch_size=3)
     result = answer_all(arms, incidents[:5], [how, GREEDY])
@@ -300,12 +300,11 @@ def test_ready_answers_are_found_by_arm_temperature_and_seed(tmp_path):
 def test_a_model_of_its_own_answers_as_the_base_does_and_leaves_the_memory(small_run, incidents, tmp_path):
     _, profile, _ = small_run
     folder = shutil.copytree(profile.model_path, tmp_path / "elsewhere")
-    arm = parse_arm(f"other={folder}", SharedBase(profile))
-    assert isinstance(arm, OwnModelArm)
-    base = SharedBase(profile).arm("base").answer(incidents[:2], GREEDY)
+    arm = parse_arm(f"other={folder}", Base(profile))
+    base = Base(profile).arm("base").answer(incidents[:2], GREEDY)
     assert arm.answer(incidents[:2], GREEDY) == [r.model_copy(update={"arm": "other"}) for r in base]
     arm.release()
-    assert arm._arms is None
+    assert arm.base._arms is None
     for name in ("chat_template.jinja", "manifest.json"):
         (folder / name).unlink()
     with pytest.raises(DpoKitError, match="no chat template; give a model that was trained to chat"):
@@ -314,12 +313,13 @@ def test_a_model_of_its_own_answers_as_the_base_does_and_leaves_the_memory(small
 
 def test_the_command_line_names_every_kind_of_arm(small_run, tmp_path):
     work, profile, _ = small_run
-    base = SharedBase(profile)
+    base = Base(profile)
     write_records(tmp_path / "ready.jsonl", [Response(prompt_id="p", text="x")])
-    assert parse_arm("base=base", base).adapter == "base"
-    assert parse_arm(f"tuned={work / 'dpo' / 'adapter'}", base).adapter == "tuned"
-    assert type(parse_arm(f"tuned={work / 'dpo' / 'adapter'}", base)) is ModelArm
-    assert parse_arm("hub=Qwen/Qwen3-0.6B", base).profile.model.path == "Qwen/Qwen3-0.6B"
+    alone, tuned = parse_arm("base=base", base), parse_arm(f"tuned={work / 'dpo' / 'adapter'}", base)
+    assert (alone.base, alone.folder) == (base, None)
+    assert (tuned.base, tuned.folder) == (base, work / "dpo" / "adapter")
+    hub = parse_arm("hub=Qwen/Qwen3-0.6B", base)
+    assert (hub.base.profile.model.path, hub.base.shared) == ("Qwen/Qwen3-0.6B", False)
     remote = parse_arm("gpt=https://host.example/v1#gpt-x", base)
     assert (remote.base_url, remote.model) == ("https://host.example/v1", "gpt-x")
     assert parse_arm(f"file={tmp_path / 'ready.jsonl'}", base).answer(ask("p"), WARM)[0].text == "x"
@@ -340,14 +340,14 @@ def test_the_command_line_names_every_kind_of_arm(small_run, tmp_path):
 )
 def test_what_names_no_arm_is_one_clear_error(text, message, small_profile):
     with pytest.raises(DpoKitError, match=re.escape(message)) as raised:
-        parse_arm(text, SharedBase(small_profile))
+        parse_arm(text, Base(small_profile))
     assert "secret" not in str(raised.value)
 
 
 def test_an_adapter_called_base_is_refused(small_run):
     work, profile, _ = small_run
     with pytest.raises(DpoKitError, match="cannot be called 'base'"):
-        parse_arm(f"base={work / 'dpo' / 'adapter'}", SharedBase(profile))
+        parse_arm(f"base={work / 'dpo' / 'adapter'}", Base(profile))
 
 
 def test_a_finished_stage_leaves_no_stored_answers(small_run):

@@ -42,7 +42,7 @@ def test_a_right_arm_beats_a_silent_one_on_everything(incidents):
     result = compare(incidents, three(incidents, silent, silent, right), rubric.score, JUDGE)
     assert result.n_prompts == len(incidents)
     for name, metric in result.metrics.items():
-        assert [metric.means[arm].mean for arm in ("base", "sft", "dpo")] == [0, 0, 1], name
+        assert [metric.means[arm] for arm in ("base", "sft", "dpo")] == [0, 0, 1], name
         gain = metric.difference.interval
         assert gain.mean == gain.high == 1
         assert 0.95 < gain.low < 1, "300 prompts do not prove that all would gain"
@@ -197,7 +197,8 @@ def test_ratings_are_one_more_metric_and_what_is_unscored_is_left_out(incidents)
 
     result = compare(incidents, three(incidents, silent, silent, right), rubric.score, JUDGE, rate=rate)
     rating = result.metrics["judge_score"]
-    assert (rating.means["base"].mean, rating.means["dpo"].mean) == (2, 5)
+    assert (rating.means["base"], rating.means["dpo"]) == (2, 5)
+    assert rating.intervals["dpo"].high == 5, "the scale ends there"
     assert rating.difference.n == 270
     assert rating.difference.interval.mean == 3
     assert result.unscored == {"base": 30, "sft": 30, "dpo": 30}
@@ -211,7 +212,7 @@ def test_samples_are_averaged_by_prompt_and_compete_as_best_of_k(incidents):
         *(r.model_copy(update={"seed": 1}) for r in answers(incidents, "sft", right)),
     ]
     result = compare(incidents, [*dpo, *sft], rubric.score, JUDGE)
-    assert result.metrics["severity_match"].means["sft"].mean == 0.5
+    assert result.metrics["severity_match"].means["sft"] == 0.5
     assert result.win_rate_at_k[1].mean == pytest.approx(0.75)
     assert result.win_rate_at_k[2].mean == pytest.approx(0.5)
 

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.scoring import by_functions, checked, rate_all, same_judge
+from dpo_kit.evaluation.scoring import checked, rate_all, same_judge
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
@@ -12,11 +12,13 @@ from dpo_kit.triage.incidents import Incident
 PROMPT = Prompt(id="capital", messages=[{"role": "user", "content": "Capital of France?"}])
 
 
-def test_a_readers_own_functions_become_one_score():
-    score = by_functions(
-        {"paris": lambda p, text: float("Paris" in text), "brief": lambda p, text: 1 / (1 + len(text))}
-    )
-    assert score(PROMPT, "Paris") == {"paris": 1.0, "brief": 1 / 6}
+def test_a_number_is_one_metric_named_like_the_function_and_a_dict_holds_several():
+    def paris(prompt, text):
+        return float("Paris" in text)
+
+    assert checked(paris)(PROMPT, "Paris") == {"paris": 1.0}
+    both = checked(lambda p, text: {"paris": paris(p, text), "brief": 1 / (1 + len(text))})
+    assert both(PROMPT, "Paris") == {"paris": 1.0, "brief": 1 / 6}
 
 
 def test_the_rubric_passes_its_own_checks(incidents):
@@ -28,30 +30,35 @@ def test_the_rubric_passes_its_own_checks(incidents):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1, "1", None, [1]])
 def test_what_is_not_a_number_in_the_range_is_named_with_its_prompt(value):
     with pytest.raises(DpoKitError, match=r"metric paris gave .* on prompt capital; a number in \[0, 1\]"):
-        by_functions({"paris": lambda p, text: value})(PROMPT, "x")
-    with pytest.raises(DpoKitError, match="metric paris gave"):
         checked(lambda p, text: {"paris": value})(PROMPT, "x")
+    with pytest.raises(DpoKitError, match="metric <lambda> gave"):
+        checked(lambda p, text: value)(PROMPT, "x")
 
 
 def test_a_declared_range_is_the_one_that_counts():
-    stars = by_functions({"stars": lambda p, text: 4}, low=1, high=5)
-    assert stars(PROMPT, "x") == {"stars": 4.0}
+    def stars(prompt, text):
+        return 4
+
+    assert checked(stars, low=1, high=5)(PROMPT, "x") == {"stars": 4.0}
     with pytest.raises(DpoKitError, match=r"\[0, 1\]"):
-        by_functions({"stars": lambda p, text: 4})(PROMPT, "x")
+        checked(stars)(PROMPT, "x")
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda f: by_functions({"dice": f}), lambda f: checked(lambda p, t: {"dice": f(p, t)})]
-)
-def test_a_function_that_changes_its_mind_is_caught(wrap):
+def test_a_function_that_changes_its_mind_is_caught():
     dice = random.Random(0)
     with pytest.raises(DpoKitError, match=r"dice gave .* and then .* on prompt capital"):
-        wrap(lambda p, text: dice.random())(PROMPT, "x")
+        checked(lambda p, text: {"dice": dice.random()})(PROMPT, "x")
+    names = iter("ab")
+    with pytest.raises(DpoKitError, match="names different metrics when asked again, prompt capital"):
+        checked(lambda p, text: {next(names): 1.0})(PROMPT, "x")
 
 
 def test_an_exception_names_the_metric_the_prompt_and_the_cause():
+    def share(prompt, text):
+        return 1 / len(text)
+
     with pytest.raises(DpoKitError, match="metric share failed on prompt capital: ZeroDivisionError") as raised:
-        by_functions({"share": lambda p, text: 1 / len(text)})(PROMPT, "")
+        checked(share)(PROMPT, "")
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 

@@ -17,7 +17,7 @@ from tools.refresh_readme import overview
 def test_arms_and_differences_show_the_numbers_they_are_given(comparison):
     metrics = comparison.report.metrics
     arms = {trace.name: list(trace.x) for trace in three_arms(metrics).data}
-    assert arms["SFT+DPO"] == [metric.means["dpo"].mean for metric in metrics.values()]
+    assert arms["SFT+DPO"] == [metric.means["dpo"] for metric in metrics.values()]
     (points,) = differences(metrics).data
     lows = [x - d for x, d in zip(points.x, points.error_x.arrayminus, strict=True)]
     assert lows == pytest.approx([metric.difference.interval.low for metric in metrics.values()])
