@@ -213,8 +213,8 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
         samplings = [Sampling(temperature, **limits) for temperature in dict.fromkeys((settings.temperature, 0.0))]
         prompts = draw_prompts(settings.prompts, "heldout", "evaluation", seed)
         answers = answer_all(arms, prompts, samplings, AnswerStore(work.answers("eval")), again="sft")
-        for arm, how_they_ended in answers.count_stops().items():
-            work.log(f"eval: {arm}: {how_they_ended}")
+        for arm in arms:
+            work.log(f"eval: {arm.name}: {answers.count_stops(arm.name)}")
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", answers.responses)
         write_records(folder / "resample.jsonl", answers.resample)

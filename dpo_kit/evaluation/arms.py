@@ -47,12 +47,9 @@ class Answers:
     missing: dict[str, list[Missing]]
     resample: list[Response] = field(default_factory=list)
 
-    def count_stops(self) -> dict[str, StopCounts]:
-        """How each arm's answers ended."""
-        by_arm = defaultdict(list)
-        for response in self.responses:
-            by_arm[response.arm].append(response)
-        return {arm: count_stops(responses) for arm, responses in by_arm.items()}
+    def count_stops(self, arm: str) -> StopCounts:
+        """How the answers of one arm ended."""
+        return count_stops([response for response in self.responses if response.arm == arm])
 
     def reasons(self) -> dict[str, str]:
         """By arm why answers are missing: the three most common reasons, each with how often it was met."""

@@ -50,25 +50,43 @@ def run_controls(
             )
     treated, control = (answers[arm] for arm in primary)
 
-    def ask(a: Sequence[str], b: Sequence[str]) -> Pairwise:
-        return pairwise(judge_all(judge, prompts, a, b, workers=workers))
-
     swapped = [random.Random(f"labels/{seed}/{prompt.id}").random() < 0.5 for prompt in prompts]
     first = [c if swap else t for t, c, swap in zip(treated, control, swapped, strict=True)]
     second = [t if swap else c for t, c, swap in zip(treated, control, swapped, strict=True)]
     constant = [sorted(control, key=len)[len(control) // 2]] * len(prompts)
-    halves = [text[: len(text) // 2] for text in control]
-    padded = [text + PADDING for text in control]
-    controls = [_identical(ask(control, control))]
-    if resample is not None:
-        controls.append(_even("resample", f"two samples of {primary[1]}: neither wins", ask(control, resample)))
-    controls += [
-        _even("shuffled", "arms under shuffled names: neither name wins", ask(first, second)),
-        _loses("constant", "one answer to every prompt: loses", ask(constant, control)),
-        _no_win("truncated", "answers cut in half: do not win", ask(halves, control)),
-        _no_win("padded", "answers with empty words added: do not win", ask(padded, control)),
+    halves, padded = [text[: len(text) // 2] for text in control], [text + PADDING for text in control]
+    asked = [
+        ("identical", "the same answer on both sides: all ties", control, control, _all_ties),
+        ("resample", f"two samples of {primary[1]}: neither wins", control, resample, _even),
+        ("shuffled", "arms under shuffled names: neither name wins", first, second, _even),
+        ("constant", "one answer to every prompt: loses", constant, control, _loses),
+        ("truncated", "answers cut in half: do not win", halves, control, _no_win),
+        ("padded", "answers with empty words added: do not win", padded, control, _no_win),
     ]
+    controls = []
+    for name, expected, a, b, passes in asked:
+        if b is not None:
+            result = pairwise(judge_all(judge, prompts, a, b, workers=workers))
+            judged = result.wins + result.ties + result.losses > 0  # without a verdict a control has shown nothing
+            found = f"{result}; sign test p = {result.p_value:.2g}"
+            controls.append(Control(name, expected, judged and passes(result), found))
     return (*controls, *(varied(arm, given) for arm, given in answers.items()))
+
+
+def _all_ties(result: Pairwise) -> bool:
+    return not (result.wins or result.losses)
+
+
+def _even(result: Pairwise) -> bool:
+    return result.p_value >= CHANCE
+
+
+def _loses(result: Pairwise) -> bool:
+    return result.losses > result.wins
+
+
+def _no_win(result: Pairwise) -> bool:
+    return result.wins <= result.losses or result.p_value >= CHANCE
 
 
 def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
@@ -91,27 +109,3 @@ def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
 
 def _most_common_share(values: Sequence) -> float:
     return Counter(values).most_common(1)[0][1] / len(values) if values else 0.0
-
-
-def _identical(result: Pairwise) -> Control:
-    passed = not (result.wins or result.losses) and result.ties > 0
-    return Control("identical", "the same answer on both sides: all ties", passed, str(result))
-
-
-def _even(name: str, expected: str, result: Pairwise) -> Control:
-    passed = result.p_value >= CHANCE and _judged(result)
-    return Control(name, expected, passed, f"{result}; sign test p = {result.p_value:.2g}")
-
-
-def _loses(name: str, expected: str, result: Pairwise) -> Control:
-    return Control(name, expected, result.losses > result.wins, str(result))
-
-
-def _no_win(name: str, expected: str, result: Pairwise) -> Control:
-    won = result.wins > result.losses and result.p_value < CHANCE
-    return Control(name, expected, not won and _judged(result), str(result))
-
-
-def _judged(result: Pairwise) -> bool:
-    """Whether any prompt was judged; a control without a verdict has shown nothing and does not pass."""
-    return result.wins + result.ties + result.losses > 0

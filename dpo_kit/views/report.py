@@ -94,13 +94,13 @@ def _policy(parts: Sequence[str]) -> str:
     scripts = [script for part in parts for script in SCRIPT.findall(part)]
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(sorted({f"'sha256-{digest}'" for digest in digests}))
-    # plotly draws with inline styles and puts some of its shapes into data: images
-    shown = "style-src 'unsafe-inline'; img-src data:"
-    return f"default-src 'none'; script-src {allowed}; {shown}; base-uri 'none'; form-action 'none'"
+    # styles stand inline, ours in the tables and plotly's in its figures
+    styles = "style-src 'unsafe-inline'"
+    return f"default-src 'none'; script-src {allowed}; {styles}; base-uri 'none'; form-action 'none'"
 
 
 def _embed(figure: go.Figure, plotly_js: bool) -> str:
     """The figure as HTML; `plotly_js` includes the library, which one figure a page must."""
     options = {"displayModeBar": False, "responsive": True}
-    fluid = figure.update_layout(template_layout_width=None, autosize=True)
+    fluid = figure.update_layout(template_layout_width=None, width=None, autosize=True)
     return fluid.to_html(full_html=False, include_plotlyjs=plotly_js, config=options)

@@ -98,7 +98,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
             figure.add_hline(math.log(2), line_dash="dot", line_color=GREY, **place)
         if name == ACCURACY:
             figure.update_yaxes(range=[-0.03, 1.03], **place)
-        elif len(PANELS[name]) == 1:
+        elif len(PANELS[name]) == 1 and name != LOSS:
             figure.update_yaxes(rangemode="tozero", **place)
     if not names:
         figure.add_annotation(text="no column of DPO in this log", showarrow=False, xref="paper", yref="paper", x=0.5)

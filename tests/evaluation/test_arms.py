@@ -199,8 +199,8 @@ def test_an_endpoint_that_dies_half_way_is_left_alone_and_what_is_missing_is_sai
     assert reasons["temperature 1: HTTP 502"] == server.asked.total() - 10 == 5
     told = "25 times temperature 1: not asked: 5 requests in a row had failed; 5 times temperature 1: HTTP 502"
     assert result.reasons() == {"remote": told}
-    assert str(result.count_stops()["remote"]) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
-    assert str(result.count_stops()["ready"]) == "40 answers; how they ended is unknown"
+    assert str(result.count_stops("remote")) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
+    assert str(result.count_stops("ready")) == "40 answers; how they ended is unknown"
 
 
 def test_no_server_at_all_is_a_reason_too(serve):
