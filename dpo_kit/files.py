@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what their content hashes to."""
+"""Writing a file so that it is whole or absent, and hashing what files hold."""
 
 import hashlib
 import json
@@ -28,8 +28,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """See a file's content, or a folder's list of names, through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's content, or a folder's list of names, is on the disk and would survive a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder as a file; it writes names to its journal by itself
+    # Windows flushes only what is open for writing, and Linux opens a folder only for reading
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -76,7 +76,15 @@ def evaluate(arguments: argparse.Namespace) -> dict:
         refusal=controls.refusal,
     )
     write_report(arguments.out, data, [], prompts, answers.responses, compared["per_prompt"])
-    return data
+    return {"html": str(arguments.out / "report.html"), **data}
+
+
+def show(result: dict, arguments: argparse.Namespace) -> None:
+    """Print the report's table and where the page is."""
+    from dpo_kit.views.tables import print_report
+
+    print_report(result)
+    print(f"\nreport: {result['html']}")
 
 
 def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dpo_kit.errors import DpoKitError
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[1]  # of a checkout; an installed package has site-packages there
+IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+DATA = ROOT / "data" if IN_CHECKOUT else HERE.parent / "data"  # a wheel carries the folder inside the package
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -162,9 +164,12 @@ class Profile(Settings):
 
     @property
     def model_path(self) -> str:
-        """Where the base model is: a shipped or local folder, resolved, or else a Hub id as it stands."""
-        shipped = ROOT / self.model.path
-        return str(shipped) if shipped.exists() or self.model.path.startswith("data/") else self.model.path
+        """Where the base model is: the absolute path of a shipped or local folder, or else a Hub id as it stands."""
+        shipped, local = DATA.parent / self.model.path, Path(self.model.path)
+        # a path below data/ that is nowhere must have been shipped: loading says what to do about it
+        if self.model.path.startswith("data/") and (shipped.exists() or not local.exists()):
+            return str(shipped)
+        return str(local.absolute()) if local.exists() else self.model.path
 
 
 def profile_names() -> list[str]:
