@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from dpo_kit import pipeline
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, read_records
-from dpo_kit import pipeline
 from dpo_kit.pipeline import run
 from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response

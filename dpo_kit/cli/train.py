@@ -13,6 +13,9 @@ from typing import Any
 
 from dpo_kit.profiles import Profile, load_profile, parse_overrides
 
+# `owner/name` or `name`, and not what the name of a file ends in
+HUB_ID = re.compile(r"(?!.*\.(jsonl?|[ct]sv|parquet|pq)$)[\w-]+(/[\w-][\w.-]*)?")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
@@ -79,28 +82,19 @@ def plan_pairs(profile: Profile) -> dict[str, Any]:
     A data set on the Hub is not downloaded for a plan: `rows` is None then, and `pairs` the profile's limit, or None.
     Raises DpoKitError where a file or folder is not there or holds no pairs.
     """
-    data = profile.data
+    data, rows = profile.data, None
     if not data.external:
-        most = profile.pairs.prompts
-        note = f"at most {most}, sampled from the SFT arm and judged"
-        return {"source": data.pairs, "rows": None, "pairs": most, "notes": [note]}
-    if not Path(data.pairs).exists() and _may_be_hub_id(data.pairs):
-        note = f"{data.pairs}: taken for a data set on the Hub, since no such folder is here; not read for a plan"
-        return {"source": data.pairs, "rows": None, "pairs": data.limit, "notes": [note]}
-    from dpo_kit.preferences.importers import read_external
+        count, notes = profile.pairs.prompts, [f"at most {profile.pairs.prompts}, sampled from the SFT arm and judged"]
+    elif not Path(data.pairs).exists() and HUB_ID.fullmatch(data.pairs):
+        count, notes = data.limit, [f"{data.pairs}: no such folder here, so taken for a data set on the Hub; not read"]
+    else:
+        from dpo_kit.preferences.importers import import_external
 
-    with tempfile.TemporaryDirectory() as folder:  # bad rows are counted here, and put aside by the training itself
-        imported = read_external(data, Path(folder) / "quarantine.jsonl")
-    used = len(imported.pairs[: data.limit])
-    notes = [f"{data.pairs}: {note}" for note in imported.notes]
-    notes += [f"data.limit = {data.limit}: the first {used} pairs are used"] if used < len(imported.pairs) else []
-    return {"source": data.pairs, "rows": imported.rows, "pairs": used, "notes": notes}
-
-
-def _may_be_hub_id(source: str) -> bool:
-    """Whether a text can be a Hub id, as `owner/name` or `name`, and does not end as the name of a file does."""
-    known = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".pq")
-    return bool(re.fullmatch(r"[\w-]+(/[\w-][\w.-]*)?", source)) and not source.endswith(known)
+        with tempfile.TemporaryDirectory() as folder:  # bad rows are only counted here; the training puts them aside
+            imported = import_external(data, Path(folder) / "quarantine.jsonl")
+        rows, count, notes = imported.rows, len(imported.pairs[: data.limit]), imported.notes
+        notes += [f"the first {count} are used (data.limit)"] if count < len(imported.pairs) else []
+    return {"source": data.pairs, "rows": rows, "pairs": count, "notes": notes}
 
 
 def plan_memory(profile: Profile) -> dict[str, Any]:
@@ -119,7 +113,7 @@ def plan_memory(profile: Profile) -> dict[str, Any]:
 
 
 def _show_memory(planned: dict[str, Any]) -> None:
-    """The larger of the two stages, part by part, and what fits the card at hand."""
+    """Print the larger of the two stages, part by part, and what fits the card at hand."""
     stage, parts = max(planned["memory"].items(), key=lambda item: sum(item[1].values()))
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     total = sum(parts.values()) / 1e9
@@ -138,8 +132,7 @@ def plan_hours(profile: Profile, pairs: int | None) -> dict[str, float]:
 
     if pairs is None:
         return {}
-    speed = calibrate(profile)
-    rows = {"sft": min(profile.sft.demonstrations, pairs) if profile.data.external else profile.sft.demonstrations,
-            "dpo": 2 * pairs}  # fmt: skip
-    longest = profile.model.max_length
-    return {stage: speed.seconds(profile, stage, count * longest) / 3600 for stage, count in rows.items()}
+    speed, demonstrations = calibrate(profile), profile.sft.demonstrations
+    rows = {"sft": min(demonstrations, pairs) if profile.data.external else demonstrations, "dpo": 2 * pairs}
+    tokens = {stage: count * profile.model.max_length for stage, count in rows.items()}
+    return {stage: speed.seconds(profile, stage, count) / 3600 for stage, count in tokens.items()}

@@ -403,14 +403,15 @@ def test_seeded_faults_are_found_and_clean_rows_are_left_alone(real_data):
 
 def test_real_conversations_have_the_faults_that_reading_them_shows(real_data, tmp_path, capsys):
     file = real_data / "hh_rlhf" / "harmless_base_test_filtered.jsonl"
-    out, saved = tmp_path / "clean.jsonl", tmp_path / "audit.json"
-    assert main(["audit", str(file), "--out", str(out), "--json", str(saved)]) == 1
-    findings = {finding["name"]: finding for finding in json.loads(saved.read_text())["findings"]}
+    out = tmp_path / "clean.jsonl"
+    assert main(["audit", str(file), "--out", str(out), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    findings = {finding["name"]: finding for finding in data["findings"]}
     # Rows 39 and 203 have an empty chosen answer; row 21 ends "Boogers aren't very good glue, I".
     assert findings["empty or blank"]["rows"] == [39, 203]
     assert 21 in findings["looks cut off"]["rows"]
     assert len(read_pairs(out)) == 298
-    assert "298 to train on" in capsys.readouterr().out
+    assert data["kept"] == 298
 
 
 def test_the_command_says_what_it_put_aside_and_exits_with_0_on_clean_pairs(tmp_path, capsys, tokenizer):
