@@ -15,6 +15,7 @@ import yaml
 
 from dpo_kit.cli import parser
 from dpo_kit.profiles import ROOT
+from tests import conftest
 from tools.check_notebooks import check, notebooks
 from tools.refresh_readme import KEPT, result_block
 
@@ -88,6 +89,20 @@ def test_every_pin_is_what_is_installed():
                 assert version(name).split("+")[0] == pin, name
             except PackageNotFoundError:
                 continue  # a pin for another platform
+
+
+def test_real_data_is_required_only_where_its_folder_is_named(monkeypatch, tmp_path):
+    """A fork's CI has none and requires all else."""
+    monkeypatch.setenv("DPO_KIT_REQUIRE_ALL", "1")
+    monkeypatch.setattr(conftest, "ROOT", tmp_path / "fork")
+    monkeypatch.delenv("DPO_KIT_REAL_DATA", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="set DPO_KIT_REAL_DATA"):
+        conftest.find_real_data()
+    monkeypatch.setenv("DPO_KIT_REAL_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(pytest.fail.Exception, match="nowhere is absent"):
+        conftest.find_real_data()
+    monkeypatch.setenv("DPO_KIT_REAL_DATA", str(tmp_path))
+    assert conftest.find_real_data() == tmp_path
 
 
 def test_every_make_target_the_readme_names_exists():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import copied
 from dpo_kit.files import hashes
-from dpo_kit.profiles import ROOT
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.slow
@@ -25,16 +25,11 @@ def installed(tmp_path_factory):
     Only folders of packages are shared. Their `.pth` files, by which a checkout is importable here, are not read there.
     """
     root = tmp_path_factory.mktemp("wheel")
-    tracked = ["git", "ls-files", "-coz", "--exclude-standard"]
-    listed = subprocess.run(tracked, cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (root / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, root / "clone" / name)
+    clone = copied(root / "clone")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    built = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(root), str(root / "clone")]
+    built = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(root), str(clone)]
     subprocess.run([*pip, *built], check=True, capture_output=True)
-    shutil.rmtree(root / "clone")
+    shutil.rmtree(clone)
     venv.create(root / "env", symlinks=True)
     python = root / "env" / "bin" / "python"
     wheel = next(root.glob("*.whl"))
