@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,14 @@ class Mutant:
     end: int
     new: str
 
-    def applied(self) -> str:
-        """The whole file with the change."""
-        source = (ROOT / self.path).read_bytes()
+    def applied(self, root: Path) -> str:
+        """The whole file of a tree, with the change."""
+        source = (root / self.path).read_bytes()
         return (source[: self.start] + self.new.encode() + source[self.end :]).decode()
 
-    def diff(self) -> str:
+    def diff(self, root: Path) -> str:
         """The change as a unified diff without context."""
-        before, after = (ROOT / self.path).read_text().splitlines(), self.applied().splitlines()
+        before, after = (root / self.path).read_text().splitlines(), self.applied(root).splitlines()
         return "\n".join(difflib.unified_diff(before, after, self.path, self.path, lineterm="", n=0))
 
 
@@ -138,43 +139,48 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def failure(tree: Path, tests: list[str], minutes: float) -> str | None:
-    """Which test fails first in a tree, or what else ends the run; None where all pass."""
+def failure(tree: Path, tests: list[str], seconds: float | None = None) -> str | None:
+    """Which test fails first in a tree, or what else ends the run, such as its time; None where all pass."""
     # without bytecode: a file changed within a second and to the same size would be taken for the one before
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
     try:
         done = subprocess.run(
-            [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=60 * minutes
+            [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        return f"more than {minutes:g} minutes"
-    lines = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return None if done.returncode == 0 else next(iter(lines), f"exit code {done.returncode}")
+        return "it never ended"
+    if done.returncode == 0:
+        return None
+    lines = done.stdout.splitlines() or done.stderr.splitlines() or [f"exit code {done.returncode}"]
+    return next((line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
 
 
-def tried(chosen: list[Mutant], out: Path, minutes: float) -> Iterator[dict]:
+def tried(chosen: list[Mutant], out: Path) -> Iterator[dict]:
     """A row for each mutant: its `diff`, what it was `killed_by` (None: it survived), and of which `code` it is.
 
-    Rows of the same package and tests are taken from `out`, and new ones are appended there. Raises SystemExit where
-    the tests fail without any mutant, for then they would kill everything.
+    Rows of the same package and tests are taken from `out`, and new ones are appended there. A mutant may take four
+    times as long as its tests without it. Raises SystemExit where these fail, for then they would kill everything.
     """
     code = {folder: hashes(ROOT / folder, only="*.py") for folder in ("dpo_kit", "tests")}
     code = hashlib.sha256(json.dumps(code).encode()).hexdigest()
     before = map(json.loads, out.read_text().splitlines() if out.exists() else ())
     known = {row["diff"]: row for row in before if row["code"] == code}
-    sound = set()
+    longest: dict[str, float] = {}  # seconds, by room
     with tempfile.TemporaryDirectory() as name, out.open("a") as file:
         tree = copied(Path(name))
         for mutant in chosen:
-            room, diff = mutant.path.split("/")[1], mutant.diff()
+            room, diff = mutant.path.split("/")[1], mutant.diff(tree)
             if diff not in known:
-                if room not in sound and (failing := failure(tree, TESTS[room], minutes)):
-                    raise SystemExit(f"{failing} without any mutant")
-                sound.add(room)
-                (tree / mutant.path).write_text(mutant.applied())
-                known[diff] = {"diff": diff, "killed_by": failure(tree, TESTS[room], minutes), "code": code}
-                shutil.copyfile(ROOT / mutant.path, tree / mutant.path)
+                if room not in longest:
+                    started = time.monotonic()
+                    if failing := failure(tree, TESTS[room]):
+                        raise SystemExit(f"{failing} without any mutant")
+                    longest[room] = 4 * (time.monotonic() - started)
+                right, wrong = (tree / mutant.path).read_text(), mutant.applied(tree)
+                (tree / mutant.path).write_text(wrong)
+                known[diff] = {"diff": diff, "killed_by": failure(tree, TESTS[room], longest[room]), "code": code}
+                (tree / mutant.path).write_text(right)
                 print(json.dumps(known[diff]), file=file, flush=True)
             yield known[diff]
 
@@ -184,12 +190,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=10, help="tests that take longer count as failed")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak" / "mutants.jsonl")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     chosen, survivors = sample(arguments.count, arguments.seed), []
-    for mutant, row in zip(chosen, tried(chosen, arguments.out, arguments.minutes), strict=True):
+    for mutant, row in zip(chosen, tried(chosen, arguments.out), strict=True):
         print(f"{mutant.path}:{mutant.line} {row['killed_by'] or 'SURVIVED'}", flush=True)
         survivors += [] if row["killed_by"] else [row["diff"]]
     print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants killed; survivors:\n", *survivors, sep="\n")

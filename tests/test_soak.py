@@ -66,7 +66,7 @@ def least(a: "int | None", b, key=None, log=print):
 def test_each_kind_of_wrong_change_is_made_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
     (tmp_path / "least.py").write_text(TEXT)
-    changed = [mutant.applied() for mutant in mutants.mutants(tmp_path / "least.py")]
+    changed = [mutant.applied(tmp_path) for mutant in mutants.mutants(tmp_path / "least.py")]
     lines = [
         next(new for old, new in zip(TEXT.split("\n"), text.split("\n"), strict=True) if old != new) for text in changed
     ]
@@ -100,18 +100,28 @@ def small_tree(tmp_path, monkeypatch):
     return tmp_path, list(mutants.mutants(tmp_path / "dpo_kit" / "workspace.py"))
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_by_the_test_that_sees_it_and_survives_otherwise(small_tree, monkeypatch):
     root, both = small_tree
-    rows = list(mutants.tried(both, root / "rows.jsonl", minutes=2))
+    rows = list(mutants.tried(both, root / "rows.jsonl"))
     assert [row["killed_by"] for row in rows] == ["FAILED tests/test_both.py::test_one", None]
     assert rows[1]["diff"].endswith("-    return 1, 2\n+    return 1, 3")
     assert [json.loads(line) for line in (root / "rows.jsonl").read_text().splitlines()] == rows
     monkeypatch.setattr(mutants, "failure", None)  # whatever is tried again would fail
-    assert list(mutants.tried(both, root / "rows.jsonl", minutes=2)) == rows
+    assert list(mutants.tried(both, root / "rows.jsonl")) == rows
 
 
+@pytest.mark.slow
 def test_tests_that_fail_anyway_kill_nothing(small_tree):
     root, both = small_tree
     (root / "tests" / "test_both.py").write_text("def test_one():\n    assert False\n")
     with pytest.raises(SystemExit, match="without any mutant"):
-        list(mutants.tried(both, root / "rows.jsonl", minutes=2))
+        list(mutants.tried(both, root / "rows.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_mutant_that_never_ends_is_killed(small_tree):
+    root, both = small_tree
+    tests = root / "tests" / "test_both.py"
+    tests.write_text(tests.read_text() + "    while both()[1] != 2:\n        pass\n")
+    assert [row["killed_by"] for row in mutants.tried(both[1:], root / "rows.jsonl")] == ["it never ended"]
