@@ -55,7 +55,7 @@ from dpo_kit.jsonl import read_jsonl, read_records
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judges import both_orders, judge_all, simulated
 from dpo_kit.preferences.sampling import sample
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
@@ -250,7 +250,7 @@ for metric, p in adjusted.items():
 # the rule: that would take new seeds.)
 
 # %%
-shuffled = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())["shuffled"]
+shuffled = json.loads((DATA / "runs" / "seeds.json").read_text())["shuffled"]
 single = [any(difference_of(v)["low"] > 0 for v in run["metrics"].values()) for run in shuffled]
 held = [any(difference_of(v)["verdict"] == "better" for v in run["metrics"].values()) for run in shuffled]
 print(
