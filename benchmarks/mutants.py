@@ -1,6 +1,6 @@
 """Would the tests notice? Small wrong changes, one at a time, and the tests of the changed file's room.
 
-    python -m benchmarks.mutants [--count 200] [--seed 0] [--out runs/soak/mutants.jsonl]
+    python -m benchmarks.mutants [--count 200] [--seed 0] [--rooms ROOM ...] [--out FILE]
 
 A mutant is one changed place in a copy of the tree: a comparison, a constant, a condition, an operator, `max` instead
 of `min`, a keyword or a call left out. The mutant is killed if a test fails or the tests take too long. It survives if
@@ -21,14 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_kit.files import hashes
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("training", "evaluation", "preferences", "models", "pipeline.py", "workspace.py")
 COMMON = ["tests/test_pipeline.py", "tests/cli"]
 TESTS = {
     "evaluation": ["tests/evaluation", *COMMON],
@@ -121,9 +120,9 @@ def _with(node: ast.AST, **changes) -> str:
     return f"({ast.unparse(changed)})"
 
 
-def sample(count: int, seed: int) -> list[Mutant]:
-    """A random sample of all mutants of `SOURCES`."""
-    found = [ROOT / "dpo_kit" / name for name in SOURCES]
+def sample(count: int, seed: int, rooms: Iterable[str] = TESTS) -> list[Mutant]:
+    """A random sample of all mutants of some rooms: folders or files of the package."""
+    found = [ROOT / "dpo_kit" / name for name in rooms]
     files = sorted(file for path in found for file in ([path] if path.is_file() else path.rglob("*.py")))
     return random.Random(seed).sample([mutant for file in files for mutant in mutants(file)], count)
 
@@ -190,10 +189,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rooms", nargs="+", choices=TESTS, default=list(TESTS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak" / "mutants.jsonl")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen, survivors = sample(arguments.count, arguments.seed), []
+    chosen, survivors = sample(arguments.count, arguments.seed, arguments.rooms), []
     for mutant, row in zip(chosen, tried(chosen, arguments.out), strict=True):
         print(f"{mutant.path}:{mutant.line} {row['killed_by'] or 'SURVIVED'}", flush=True)
         survivors += [] if row["killed_by"] else [row["diff"]]

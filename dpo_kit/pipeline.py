@@ -41,7 +41,7 @@ def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, 
             f"data.pairs = {profile.data.pairs!r} has no exact rubric to be compared by: use `train`, then `evaluate`; "
             "data.pairs = 'triage' is the workbook's own world"
         )
-    work = _workspace(profile, workdir, fresh, log)
+    work = Workspace(workdir, profile.name, log, fresh=fresh)
     for stage in (*OWN_WORLD.values(), evaluate):
         stage(work, profile, seed)
     return report(work, profile, seed)
@@ -55,17 +55,10 @@ def train(
     Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
     Raises DpoKitError for anything that the reader can put right.
     """
-    work = _workspace(profile, workdir, fresh, log)
+    work = Workspace(workdir, profile.name, log, fresh=fresh)
     for stage in stages(profile).values():
         stage(work, profile, seed)
     return release(work, profile, seed, merge=merge)
-
-
-def _workspace(profile: Profile, workdir: Path, fresh: bool, log: Callable) -> Workspace:
-    work = Workspace(workdir, profile.name, log)
-    if fresh:
-        work.remove_stages()
-    return work
 
 
 # ---- stages by name, for notebooks ------------------------------------------------------------------------------
@@ -171,13 +164,13 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
 
 def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:
-    """`sft` for external pairs: the demonstrations are their chosen answers. Reads the pairs first, where they are not
-    read yet."""
-    made = external_pairs(work, profile, seed)
-    most = profile.sft.demonstrations
-    return _sft(
-        work, profile, seed, lambda: chosen_answers(read_pairs(made / "pairs.jsonl"), most), work.outputs_of("pairs")
-    )
+    """`sft` for external pairs, which it reads first: the demonstrations are their chosen answers."""
+    made = external_pairs(work, profile, seed) / "pairs.jsonl"
+
+    def demonstrations() -> tuple[list[Prompt], list[Response]]:
+        return chosen_answers(read_pairs(made), profile.sft.demonstrations)
+
+    return _sft(work, profile, seed, demonstrations, work.outputs_of("pairs"))
 
 
 def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Prompt], list[Response]]:
@@ -193,11 +186,11 @@ def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Pro
 
 def dpo_on_external(work: Workspace, profile: Profile, seed: int) -> Path:
     """`dpo` for external pairs: KL is measured on answers to the prompts of held-out pairs."""
-    return _dpo(work, profile, seed, lambda held_out: _prompts_of(held_out)[: profile.dpo.kl_prompts])
 
+    def kl_prompts(held_out: Sequence[PreferencePair]) -> list[Prompt]:
+        return list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
 
-def _prompts_of(pairs: Sequence[PreferencePair]) -> list[Prompt]:
-    return list({pair.prompt.id: pair.prompt for pair in pairs}.values())
+    return _dpo(work, profile, seed, kl_prompts)
 
 
 EXTERNAL_PAIRS: dict[str, Stage] = {"pairs": external_pairs, "sft": sft_on_chosen, "dpo": dpo_on_external}

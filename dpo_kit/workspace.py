@@ -43,11 +43,11 @@ def default_workdir(profile_name: str) -> Path:
 class Workspace:
     """The folder of one run, which belongs to one profile.
 
-    Creates the folder. Raises DpoKitError where it cannot be written or belongs to another profile. A second process
-    may have the same folder open, but not build in it at the same time.
+    Creates the folder; with `fresh` removes the stages that are there. Raises DpoKitError where it cannot be written or
+    belongs to another profile. A second process may have the same folder open, but not build in it at the same time.
     """
 
-    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print):
+    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print, *, fresh: bool = False):
         self.root, self.log = root, log
         owner = root / "profile.json"
         try:
@@ -62,6 +62,8 @@ class Workspace:
                 f"{root}: this workdir was made by profile {found!r}, not {profile_name!r}; "
                 "choose another --workdir, or remove this one"
             )
+        if fresh:
+            self.remove_stages()
 
     @contextmanager
     def _building(self) -> Iterator[None]:

@@ -223,6 +223,23 @@ def test_a_missing_or_corrupt_shipped_model_is_one_line_and_exit_code_2(tmp_path
     assert "restore it with git, or rebuild it: python -m dpo_kit pretrain" in error
 
 
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_fresh_and_only_fresh_removes_the_stages_that_are_there(command, fresh, monkeypatch, tmp_path):
+    done = tmp_path / "sft" / "manifest.json"
+    done.parent.mkdir()
+    done.touch()
+    found = []
+
+    def first_stage(work, profile, seed):
+        found.append(done.exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.OWN_WORLD, "sft", first_stage)
+    assert main([command, "--workdir", str(tmp_path), *["--fresh"] * fresh]) == 130
+    assert found == [not fresh]
+
+
 def test_ctrl_c_says_that_finished_work_is_kept(monkeypatch, capsys, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

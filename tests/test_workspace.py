@@ -201,7 +201,9 @@ def test_fresh_removes_stages_and_nothing_else(kitchen, tmp_path):
     folder = kitchen.cook()
     (tmp_path / "run" / "notes").mkdir()
     (tmp_path / "run" / "notes" / "mine.txt").write_text("keep")
-    kitchen.work.remove_stages()
+    Workspace(tmp_path / "run", "tiny", fresh=False)
+    assert folder.exists()
+    Workspace(tmp_path / "run", "tiny", fresh=True)
     assert not folder.exists()
     assert (tmp_path / "run" / "notes" / "mine.txt").read_text() == "keep"
 
