@@ -31,7 +31,7 @@ def pair(chosen="It is four.", rejected="No idea."):
     return PreferencePair(prompt=prompt, **answers, verdict=Verdict(winner="a", judge="test", reason=""))
 
 
-def test_run(result, small_run, comparison, monkeypatch, tmp_path):
+def test_run(result, comparison, monkeypatch, tmp_path):
     def instead(profile, workdir, seed, fresh):
         print("sft: to be built")
         return comparison.data
