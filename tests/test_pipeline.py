@@ -136,7 +136,7 @@ ALL = {"sft", "pairs", "dpo", "eval", "release"}
         ({"dpo": {"kl_prompts": 3}}, {"dpo", "eval", "release"}),
         ({"evaluation": {"temperature": 0.5}}, {"eval"}),
     ],
-    ids=str,
+    ids=lambda value: f"{len(value)} stages" if isinstance(value, set) else str(value),
 )  # fmt: skip
 def test_a_changed_setting_builds_the_stages_again_that_it_reaches_and_no_other(tmp_path, changes, built_again):
     before, after = made_from(tmp_path / "a"), made_from(tmp_path / "b", **changes)
