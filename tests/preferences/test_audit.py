@@ -432,12 +432,12 @@ def test_the_command_says_what_it_put_aside_and_exits_with_0_on_clean_pairs(tmp_
 
 
 @pytest.mark.parametrize("row", [{"prompt": "Who wrote Emma?"}, {"messages": FINE[1].prompt.chat()}, FINE[1].to_trl()])
-def test_the_command_takes_prompts_as_texts_as_messages_and_as_pairs(tmp_path, row):
-    file, asked, saved = tmp_path / "pairs.jsonl", tmp_path / "asked.jsonl", tmp_path / "audit.json"
+def test_the_command_takes_prompts_as_texts_as_messages_and_as_pairs(tmp_path, capsys, row):
+    file, asked = tmp_path / "pairs.jsonl", tmp_path / "asked.jsonl"
     write_pairs(file, FINE)
     asked.write_text(json.dumps(row))
-    assert main(["audit", str(file), "--holdout", str(asked), "--json", str(saved)]) == 1
-    assert json.loads(saved.read_text())["dropped"] == {"1": ["exact evaluation prompts"]}
+    assert main(["audit", str(file), "--holdout", str(asked), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["dropped"] == {"1": ["exact evaluation prompts"]}
 
 
 HOSTILE = "<script>alert(1)</script> [bold]\x1b[31m \ud800 because the"
