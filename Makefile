@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run lab test notebooks bench gpu-check check readme clean
+.PHONY: setup run lab test test-fast notebooks bench soak gpu-check check readme clean
 
 setup: .venv/.done  ## create .venv with everything pinned
 .venv/.done: pyproject.toml constraints.txt
@@ -18,11 +18,17 @@ lab: setup  ## open the workbook in JupyterLab
 test: setup  ## all tests, every notebook executed
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 tests notebooks
 
+test-fast: setup  ## for daily work: what takes seconds, two files at a time; without notebooks, browser and slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not browser" tests
+
 notebooks: setup  ## execute notebooks/py into notebooks/ from clean kernels, outputs stored
 	$(BIN)/python -m tools.build_notebooks
 
 bench: setup  ## what is fast and what is not: the run by stage, generation, a DPO step against stock TRL
 	$(BIN)/python -m benchmarks
+
+soak: setup  ## what takes hours: kills by the hundred, fuzzing, simulated coverage, mutants, every notebook in a browser
+	$(BIN)/python -m benchmarks.soak
 
 gpu-check: setup  ## memory against its estimate, speed and losses on a GPU, where there is one
 	$(BIN)/python -m benchmarks.gpu_check

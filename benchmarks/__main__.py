@@ -1,8 +1,8 @@
-"""All that is about speed, one table after the other: `python -m benchmarks`, or `make bench`.
+"""Every benchmark of speed, one table after the other: `python -m benchmarks`, or `make bench`.
 
-The whole run by stage, generation, and a DPO step on the tiny model and on a larger shape. The machine should have
-nothing else to do; it takes the better part of an hour on two cores. Each part is a command of its own. The rows of
-the steps are kept in `runs/`.
+They measure the whole run by stage, generation, and a DPO step on the tiny model and on a larger shape. On two cores
+they take most of an hour, and the machine should do nothing else meanwhile. Each part is a command of its own. The rows
+of the DPO steps are kept in `runs/`.
 """
 
 import os

@@ -2,8 +2,9 @@
 
     python -m benchmarks.run_stages [--repeats 3]
 
-Each run is a fresh process in a workdir of its own, so that start-up and peak memory count; `again` is a second run
-in the same workdir, which verifies and builds nothing. Prints a Markdown table of medians and ranges.
+Each run is a process of its own in a new workdir, so that start-up time and peak memory are those of a user. `again` is
+a second run in the same workdir, which verifies the stages and builds none. Prints a Markdown table of medians and
+ranges.
 """
 
 import argparse

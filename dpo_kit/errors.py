@@ -1,4 +1,4 @@
-"""The one exception family of the package: what the reader can put right."""
+"""The one exception of the package: for what its user can put right."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from textwrap import fill
 
 
 class DpoKitError(Exception):
-    """Something the reader can put right; the message says what was found, where, and what to do.
+    """Something that the user can put right. The message says what was found, where, and what to do.
 
     The command line prints it as one line and exits with code 2.
     """
@@ -15,9 +15,10 @@ class DpoKitError(Exception):
 
 @contextmanager
 def refusal() -> Iterator[None]:
-    """Show in a notebook what a guard says: prints the first line of the block's DpoKitError, without folders.
+    """Show in a notebook how a check refuses: prints the first line of the DpoKitError that the block raises.
 
-    Raises AssertionError where the block raises none: a guard that is shown must guard.
+    The folders of paths are left out, because they differ by machine. Raises AssertionError where the block raises no
+    DpoKitError, so that a notebook cannot show a check that no longer works.
     """
     try:
         yield
@@ -25,4 +26,4 @@ def refusal() -> Iterator[None]:
         said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         print(fill(re.sub(r"/(?:[^/ ]+/)+", "", said), 96))
     else:
-        raise AssertionError("nothing was refused here")
+        raise AssertionError("this block was to be refused, and was not")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what their content hashes to."""
+"""Writing a file so that it is whole or absent, and hashing what files hold."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` beside `path`, flush it to the disk, then rename it into place.
+    """Write `content` to a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
-    A kill or a full disk at any moment leaves either the old file or the new one, never a part.
-    Lone surrogates, which a model can produce and UTF-8 cannot hold, are written as `?`.
+    A kill or a full disk at any moment leaves either the old file or the new one, never a part of it.
+    Lone surrogates, which a model can produce and UTF-8 cannot encode, are written as `?`.
     """
     data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """See a file's content, or a folder's list of names, through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's content, or a folder's list of names, is on the disk and would survive a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder as a file; it writes names to its journal by itself
+    # Windows flushes only what is open for writing, and Linux opens a folder only for reading
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -37,7 +40,7 @@ def flush(path: Path) -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where the file is missing, cut off or something else."""
+    """The JSON object in a file; an empty one where the file is missing, cut off, or holds no JSON object."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,16 +2,21 @@
 
 import os
 import platform
-import resource
 import sys
 from importlib.metadata import version
+
+import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def describe_machine() -> dict[str, str]:
     """What decides whether a profile fits: Python, the model stack, cores, memory, GPU."""
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = "none: the tiny profile needs none"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
@@ -20,15 +25,19 @@ def describe_machine() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: version(name).split("+")[0] for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
         "CPU cores": str(os.cpu_count()),
-        "memory": f"{memory:.0f} GB",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
         "GPU": gpu,
     }
 
 
 def peak_memory_mb() -> int:
-    """The largest resident size of this process until now, in MB; the GPU's peak is added where CUDA was used."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes on Linux
-    megabytes = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    """The most memory that this process has held until now, in MB; the GPU's peak is added where CUDA was used."""
+    if resource is None:
+        peak = psutil.Process().memory_info().peak_wset  # bytes; only Windows counts it
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1 << 10  # macOS counts bytes, Linux kilobytes
+    megabytes = peak / (1 << 20)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         megabytes += torch.cuda.max_memory_allocated() / (1 << 20)

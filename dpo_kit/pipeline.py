@@ -1,10 +1,12 @@
-"""The whole path, stage by stage: SFT, pairs, DPO, comparison, report.
+"""The stages of a run, and the two lists of them: for the workbook's own world, and for pairs from outside.
 
-Where the profile's pairs are given and not the workbook's own, they are read first, SFT trains on their chosen answers,
-and the path ends with a released adapter: comparing arms on other people's prompts is the `evaluate` command's work.
+Each stage is a function of the workspace, the profile and the seed. It reads the folders of earlier stages and writes
+one folder of its own. `run` and `train` walk a list; a notebook calls `sft`, `pairs`, `dpo` one at a time.
 
-Each stage is a function of the profile, the seed and the folders of earlier stages, and writes one folder of its own.
-`run` chains them; a notebook calls the same functions one at a time.
+- `OWN_WORLD`: the package invents prompts whose right answers are known. SFT learns from noisy demonstrations, its arm
+  is sampled for pairs, and DPO learns from these. `run` then compares three arms by the exact rubric.
+- `EXTERNAL_PAIRS`: the pairs are a file or a data set that the profile names. They are read first, and SFT learns from
+  their chosen answers. There is no rubric, so the arms are compared by the `evaluate` command.
 """
 
 import json
@@ -23,13 +25,16 @@ from dpo_kit.triage.demonstrations import Noise, demonstrate
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.workspace import Workspace
 
-# The model stack takes seconds to import, and a run whose stages are all done needs none of it: stages import it.
+# The model stack takes seconds to import, and a run whose stages are all done needs none of it. So the stages import
+# it inside their build functions.
+
+Stage = Callable[[Workspace, Profile, int], Path]
 
 
 def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, log: Callable = print) -> Report:
-    """Walk the whole path in `workdir` and write `report.json` and `report.html` there; returns the report.
+    """Walk the own world's stages in `workdir`, compare the three arms, and write `report.json` and `report.html`.
 
-    Stages that are done and verify are skipped; `fresh` builds all of them again.
+    Returns the report. Stages that are done and verify are skipped; `fresh` builds all of them again.
     Raises DpoKitError for anything that the reader can put right.
     """
     if profile.data.external:
@@ -37,10 +42,8 @@ def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, 
             f"data.pairs = {profile.data.pairs!r} has no exact rubric to be compared by: use `train`, then `evaluate`; "
             "data.pairs = 'triage' is the workbook's own world"
         )
-    work = Workspace(workdir, profile.name, log)
-    if fresh:
-        work.clear()
-    for stage in (sft, pairs, dpo, evaluate):
+    work = Workspace(workdir, profile.name, log, fresh=fresh)
+    for stage in (*OWN_WORLD.values(), evaluate):
         stage(work, profile, seed)
     return report(work, profile, seed)
 
@@ -50,54 +53,61 @@ def train(
 ) -> Path:
     """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
 
+    Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
     Raises DpoKitError for anything that the reader can put right.
     """
-    work = Workspace(workdir, profile.name, log)
-    if fresh:
-        work.clear()
-    for stage in (sft, pairs, dpo):
+    work = Workspace(workdir, profile.name, log, fresh=fresh)
+    for stage in stages(profile).values():
         stage(work, profile, seed)
     return release(work, profile, seed, merge=merge)
 
 
+# ---- stages by name, for notebooks ------------------------------------------------------------------------------
+
+
 def sft(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Fine-tune on noisy demonstrations, or on the chosen answers of given pairs, which are then read first.
+    """Fine-tune the arm that DPO starts from. Writes `adapter/`, `prompts.jsonl`, `demonstrations.jsonl`, `log.jsonl`.
 
-    Writes `adapter/`, `demonstrations.jsonl`, `log.jsonl`.
+    It learns from noisy demonstrations, or from the chosen answers of external pairs, which are then read first.
     """
-
-    def build(folder: Path) -> None:
-        from dpo_kit.training.sft import train_sft
-
-        settings = profile.sft
-        if profile.data.external:
-            prompts, demonstrations = chosen_answers(
-                read_pairs(work.root / "pairs" / "pairs.jsonl"), settings.demonstrations
-            )
-        else:
-            prompts = draw_prompts(settings.demonstrations, "train", "demonstrations", seed)
-            noise = Noise(**{name: getattr(settings, name) for name in Noise.__dataclass_fields__})
-            demonstrations = demonstrate(prompts, noise, seed)
-        write_records(folder / "prompts.jsonl", prompts)
-        write_records(folder / "demonstrations.jsonl", demonstrations)
-        train_sft(profile, prompts, demonstrations, folder, seed, scratch=work.scratch("sft"), log=work.log)
-
-    inputs = {"base": base_hashes(profile)}
-    if profile.data.external:
-        pairs(work, profile, seed)
-        inputs |= work.outputs_of("pairs")
-    return work.stage("sft", build, config(profile, seed, "sft"), inputs)
+    return stages(profile)["sft"](work, profile, seed)
 
 
 def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Sample two answers a prompt from the SFT arm, judge them, keep the decided. Given pairs are read instead.
+    """Sample and judge pairs of the SFT arm's answers, or read external pairs. Writes `pairs.jsonl`, `heldout.jsonl`.
 
-    Writes `pairs.jsonl`, and `heldout.jsonl` of other prompts: pairs that training measures itself on and never learns
-    from.
+    Training learns from `pairs.jsonl`. The pairs of `heldout.jsonl` have other prompts: training measures itself on
+    them and never learns from them.
     """
-    if profile.data.external:
-        return external_pairs(work, profile, seed)
-    sft_adapter = work.root / "sft" / "adapter"
+    return stages(profile)["pairs"](work, profile, seed)
+
+
+def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
+    """Train DPO on the pairs, starting from the SFT arm and against it. Writes `adapter/`, `log.jsonl` and more."""
+    return stages(profile)["dpo"](work, profile, seed)
+
+
+def stages(profile: Profile) -> dict[str, Stage]:
+    """The list of stages that the profile's pairs ask for, by name, in the order in which they are built."""
+    return EXTERNAL_PAIRS if profile.data.external else OWN_WORLD
+
+
+# ---- the workbook's own world -----------------------------------------------------------------------------------
+
+
+def sft_on_demonstrations(work: Workspace, profile: Profile, seed: int) -> Path:
+    """The own world's `sft`: prompts are drawn and answered by people in a hurry, wrong at the profile's rates."""
+
+    def demonstrations() -> tuple[list[Prompt], list[Response]]:
+        prompts = draw_prompts(profile.sft.demonstrations, "train", "demonstrations", seed)
+        noise = Noise(**{name: getattr(profile.sft, name) for name in Noise.__dataclass_fields__})
+        return prompts, demonstrate(prompts, noise, seed)
+
+    return _sft(work, profile, seed, demonstrations, {})
+
+
+def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
+    """The own world's `pairs`: the SFT arm answers each prompt twice, the judge compares, and ties are left out."""
 
     def build(folder: Path) -> None:
         from dpo_kit.models.answers import AnswerStore
@@ -109,7 +119,8 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
         judge = make_judge(profile.judge, rubric_judge(), work.root / "judge_cache", seed)
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
-        arms, store = load_arms(profile, {"sft": sft_adapter}), AnswerStore(work.answers("pairs"))
+        arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
+        store = AnswerStore(work.answers("pairs"))
         a, b = sample_twice(arms, "sft", prompts, profile.pairs, seed, store)
         work.log(f"pairs: {count_stops([*a, *b])}")
         made = make_pairs(prompts, a, b, judge, profile.judge.concurrency)
@@ -125,8 +136,19 @@ def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     return work.stage("pairs", build, config(profile, seed, "pairs", "judge"), work.outputs_of("sft"))
 
 
+def dpo_on_sampled(work: Workspace, profile: Profile, seed: int) -> Path:
+    """The own world's `dpo`: KL is measured on answers to prompts that are drawn for this alone."""
+    return _dpo(work, profile, seed, lambda _: draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed))
+
+
+OWN_WORLD: dict[str, Stage] = {"sft": sft_on_demonstrations, "pairs": sampled_pairs, "dpo": dpo_on_sampled}
+
+
+# ---- pairs from outside -----------------------------------------------------------------------------------------
+
+
 def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Read, audit and split the profile's pairs. Writes `pairs.jsonl`, `heldout.jsonl`, `audit.json`."""
+    """`pairs` from outside: read, audit and split those that the profile names. Also writes `audit.json`."""
 
     def build(folder: Path) -> None:
         from dpo_kit.preferences.importers import load_external_pairs
@@ -141,6 +163,16 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     return work.stage("pairs", build, config(profile, seed, "data"), {"base": base_hashes(profile), "source": found})
 
 
+def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:
+    """`sft` for external pairs, which it reads first: the demonstrations are their chosen answers."""
+    made = external_pairs(work, profile, seed) / "pairs.jsonl"
+
+    def demonstrations() -> tuple[list[Prompt], list[Response]]:
+        return chosen_answers(read_pairs(made), profile.sft.demonstrations)
+
+    return _sft(work, profile, seed, demonstrations, work.outputs_of("pairs"))
+
+
 def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Prompt], list[Response]]:
     """What SFT trains on where there are pairs and no demonstrations: each chosen answer once, at most so many.
 
@@ -152,23 +184,47 @@ def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Pro
     return [pair.prompt for pair in kept], [pair.chosen for pair in kept]
 
 
-def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Train DPO on the pairs, starting from the SFT arm and against it. Writes `adapter/`, `log.jsonl` and more."""
+def dpo_on_external(work: Workspace, profile: Profile, seed: int) -> Path:
+    """`dpo` for external pairs: KL is measured on answers to the prompts of held-out pairs."""
+
+    def kl_prompts(held_out: Sequence[PreferencePair]) -> list[Prompt]:
+        return list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
+
+    return _dpo(work, profile, seed, kl_prompts)
+
+
+EXTERNAL_PAIRS: dict[str, Stage] = {"pairs": external_pairs, "sft": sft_on_chosen, "dpo": dpo_on_external}
+
+
+# ---- what both lists share --------------------------------------------------------------------------------------
+
+
+def _sft(work: Workspace, profile: Profile, seed: int, demonstrations: Callable, inputs: dict) -> Path:
+    """The stage `sft` on what `demonstrations()` returns. It depends on `inputs` besides the profile and the base."""
+
+    def build(folder: Path) -> None:
+        from dpo_kit.training.sft import train_sft
+
+        prompts, demonstrated = demonstrations()
+        write_records(folder / "prompts.jsonl", prompts)
+        write_records(folder / "demonstrations.jsonl", demonstrated)
+        train_sft(profile, prompts, demonstrated, folder, seed, scratch=work.scratch("sft"), log=work.log)
+
+    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **inputs})
+
+
+def _dpo(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable) -> Path:
+    """The stage `dpo`. `kl_prompts` takes the held-out pairs and returns the prompts that KL is measured on."""
 
     def build(folder: Path) -> None:
         from dpo_kit.training.dpo import train_dpo
 
-        made = read_pairs(work.root / "pairs" / "pairs.jsonl")
         held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
-        if profile.data.external:
-            kl_prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
-        else:
-            kl_prompts = draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed)
         train_dpo(
             profile,
-            made,
+            read_pairs(work.root / "pairs" / "pairs.jsonl"),
             work.root / "sft" / "adapter",
-            kl_prompts,
+            kl_prompts(held_out),
             folder,
             seed,
             held_out=held_out,
@@ -177,7 +233,7 @@ def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
             log=work.log,
         )
 
-    # `pairs` too: KL is measured on answers that are sampled as those of the pairs were
+    # the table `pairs` too: KL is measured on answers that are sampled as those of the pairs were
     return work.stage("dpo", build, config(profile, seed, "dpo", "pairs"), work.outputs_of("sft", "pairs"))
 
 

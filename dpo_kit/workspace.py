@@ -1,9 +1,11 @@
-"""Where a run's artefacts lie, and when they may be believed.
+"""The folder of a run: one subfolder for each stage, with a manifest that says what the stage was made from.
 
-A stage builds its folder under a temporary name, writes a manifest of everything in it, and only then renames it into
-place: a folder with its own name is whole. A stage is skipped when its manifest was made from the same configuration,
-inputs, code and library versions, and every file still has the hash that stands in it; otherwise it is built again, and
-the reason is said.
+A stage is built under a temporary name. When everything is there, its manifest is written, and then the folder is
+renamed: whoever finds a folder under the stage's own name finds all of it, whenever a process was killed.
+
+Before a stage is built again, its manifest is compared with what would be made now. If configuration, inputs, code and
+library versions are the same, and every file still has the hash that the manifest lists, the stage is skipped.
+Otherwise it is built again, and the log says why.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from filelock import FileLock, Timeout
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes, json_object, write_atomically
 from dpo_kit.machine import peak_memory_mb
-from dpo_kit.profiles import ROOT
+from dpo_kit.profiles import IN_CHECKOUT, ROOT
 
 MANIFEST = "manifest.json"
 MADE_FROM = "made_from.json"
@@ -33,18 +35,19 @@ LIBRARIES = ("dpo_kit", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 def default_workdir(profile_name: str) -> Path:
-    """`runs/<profile>` beside the package, or under `DPO_KIT_RUNS` where that is set."""
-    return Path(os.environ.get("DPO_KIT_RUNS", ROOT / "runs")) / profile_name
+    """`<profile>` in the folder `DPO_KIT_RUNS`, else in the checkout's `runs`, else in `runs` of the current folder."""
+    runs = ROOT / "runs" if IN_CHECKOUT else Path("runs")
+    return Path(os.environ.get("DPO_KIT_RUNS", runs)) / profile_name
 
 
 class Workspace:
     """The folder of one run, which belongs to one profile.
 
-    Creates the folder. Raises DpoKitError where it cannot be written or belongs to another profile. A second process
-    may have the same folder open, but not build in it at the same time.
+    Creates the folder; with `fresh` removes the stages that are there. Raises DpoKitError where it cannot be written or
+    belongs to another profile. A second process may have the same folder open, but not build in it at the same time.
     """
 
-    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print):
+    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print, *, fresh: bool = False):
         self.root, self.log = root, log
         owner = root / "profile.json"
         try:
@@ -59,6 +62,8 @@ class Workspace:
                 f"{root}: this workdir was made by profile {found!r}, not {profile_name!r}; "
                 "choose another --workdir, or remove this one"
             )
+        if fresh:
+            self.remove_stages()
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -75,8 +80,8 @@ class Workspace:
     def stage(self, name: str, build: Callable[[Path], None], config: dict[str, Any], inputs: dict[str, Any]) -> Path:
         """Make sure that `root/name` holds what `build` makes of `config` and `inputs`; returns that folder.
 
-        `config` and `inputs` are plain data; together with code and library versions they decide whether an existing
-        folder still stands. Inputs are hashes, best those of an earlier stage's manifest: see `outputs_of`.
+        `build` gets an empty folder and fills it. `config` holds the settings that the result depends on, and `inputs`
+        the hashes of the files that it reads, mostly those of earlier stages (see `outputs_of`); both are plain data.
         """
         folder, partial = self.root / name, self.root / f".{name}.partial"
         made_from = {"config": config, "inputs": inputs, "versions": library_versions(), "code": code_digest()}
@@ -94,15 +99,16 @@ class Workspace:
                 manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
                 write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
                 shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+                partial.rename(folder)  # one step for the file system, which no kill can cut in two; copying is many
                 shutil.rmtree(self.scratch(name), ignore_errors=True)
         self.answers(name).unlink(missing_ok=True)  # also what a kill after the rename left behind
         return folder
 
     def scratch(self, stage: str) -> Path:
-        """A folder that a stage's build may keep until it is done, and finds again after a kill.
+        """A folder for what a stage needs while it is built, such as checkpoints. It is still there after a kill.
 
-        What lies there was made by the same configuration, inputs, code and versions: anything else is removed first.
+        Before a build starts, the folder is emptied if it comes from another configuration, other inputs, code or
+        library versions. When the stage is done, the folder is removed.
         """
         return self.root / f".{stage}.scratch"
 
@@ -113,11 +119,14 @@ class Workspace:
             write_atomically(scratch / MADE_FROM, json.dumps(made_from))
 
     def answers(self, stage: str) -> Path:
-        """Where a stage keeps answers until it is done: outside its unfinished folder, which a kill makes worthless."""
+        """The file that keeps a stage's sampled answers until the stage is done.
+
+        It lies outside the stage's temporary folder, because that folder is emptied when a killed build starts again.
+        """
         return self.root / ANSWERS / f"{stage}.jsonl"
 
-    def clear(self) -> None:
-        """Remove every stage folder, every stored answer and all scratch, so that all are made again."""
+    def remove_stages(self) -> None:
+        """Remove every stage's folder, stored answers and scratch folder. Files that no stage made stay."""
         for kept in (self.root / ANSWERS, *self.root.glob(".*.scratch")):
             shutil.rmtree(kept, ignore_errors=True)
         for manifest in self.root.glob(f"*/{MANIFEST}"):
@@ -128,12 +137,18 @@ class Workspace:
         return json_object(self.root / name / MANIFEST)
 
     def outputs_of(self, *names: str) -> dict[str, dict[str, str]]:
-        """The output hashes of finished stages, to be another stage's inputs."""
-        return {name: self.manifest(name)["outputs"] for name in names}
+        """The hashes of all files of finished stages, by stage: the inputs of a stage that reads them.
+
+        Raises DpoKitError where one of them is not finished.
+        """
+        manifests = {name: self.manifest(name) for name in names}
+        if missing := [name for name, manifest in manifests.items() if not manifest]:
+            raise DpoKitError(f"{self.root}: the stage {missing[0]!r} is not finished; build it first")
+        return {name: manifest["outputs"] for name, manifest in manifests.items()}
 
 
 def stale_reason(folder: Path, made_from: dict[str, Any]) -> str | None:
-    """Why a stage folder may not be believed, in a few words; None if it may."""
+    """Why a stage has to be built (again), in a few words; None where its folder is what `made_from` would give."""
     manifest = json_object(folder / MANIFEST)
     if not manifest:
         return "to be built" if not folder.exists() else "no readable manifest, building again"
@@ -154,7 +169,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def code_digest() -> str:
-    """One hash over the sources that decide what a stage makes: an edited package does not trust its older results."""
+    """One hash over the source files that decide what a stage makes, so that edited code builds its stages again."""
     package = Path(__file__).parent
     sources = {folder: hashes(package / folder, only="*.py") for folder in MAKERS}
     return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """The path end to end on a very small configuration, and the command line around it."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,16 +8,18 @@ import sys
 
 import pytest
 
+from dpo_kit import pipeline
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_jsonl, read_pairs, read_records
 from dpo_kit.pipeline import run
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import is_heldout
 from dpo_kit.views.report import read_report
+from dpo_kit.workspace import Workspace
 
 MADE_ONCE = ("manifest.json",)  # it holds how long the stage took
 
@@ -123,10 +126,88 @@ def test_a_spoilt_artefact_rebuilds_its_stage_and_what_depends_on_it(small_run):
     assert again.metrics == report.metrics
 
 
-def test_shuffled_labels_keep_the_prompts_and_lose_the_truth(small_run, small_profile, tmp_path):
-    from dpo_kit import pipeline
-    from dpo_kit.workspace import Workspace
+class Unbuilt(Workspace):
+    """A workspace that builds nothing. A stage's only output is a hash of what it would be made from, as if every
+    change of its settings or inputs changed its result; so it shows which stages a change reaches."""
 
+    def stage(self, name, build, config, inputs):
+        made_from = json.dumps([config, inputs], sort_keys=True, default=str)
+        (self.root / name).mkdir(parents=True, exist_ok=True)
+        outputs = {"made.txt": hashlib.sha256(made_from.encode()).hexdigest()}
+        (self.root / name / "manifest.json").write_text(json.dumps({"outputs": outputs}))
+        return self.root / name
+
+
+def made_from(folder, seed=0, stages=("sft", "pairs", "dpo", "evaluate", "release"), **changes):
+    """A hash for each stage of all that it would be made from, with some settings of the tiny profile changed."""
+    work = Unbuilt(folder, "tiny", lambda line: None)
+    for stage in stages:
+        getattr(pipeline, stage)(work, load_profile("tiny", **changes), seed)
+    return {folder.parent.name: folder.read_text() for folder in work.root.glob("*/manifest.json")}
+
+
+ALL = {"sft", "pairs", "dpo", "eval", "release"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "built_again"),
+    [
+        ({}, set()),
+        ({"seed": 1}, ALL),
+        *(({"model": {key: value}}, ALL) for key, value in [
+            ("quantize", "none"), ("compute_dtype", "bfloat16"), ("max_length", 64), ("lora_r", 4), ("lora_alpha", 4),
+            ("checkpointing", True),
+        ]),
+        ({"sft": {"rambling": 0.2}}, ALL),
+        ({"sft": {"learning_rate": 1e-4}}, ALL),
+        ({"pairs": {"prompts": 10}}, ALL - {"sft"}),
+        ({"pairs": {"shuffle_labels": True}}, ALL - {"sft"}),
+        ({"judge": {"kind": "simulated"}}, ALL - {"sft"}),
+        ({"judge": {"length_bias": 0.5}}, ALL - {"sft"}),
+        ({"dpo": {"beta": 0.5}}, {"dpo", "eval", "release"}),
+        ({"dpo": {"kl_prompts": 3}}, {"dpo", "eval", "release"}),
+        ({"evaluation": {"temperature": 0.5}}, {"eval"}),
+    ],
+    ids=lambda value: f"{len(value)} stages" if isinstance(value, set) else str(value),
+)  # fmt: skip
+def test_a_changed_setting_builds_the_stages_again_that_it_reaches_and_no_other(tmp_path, changes, built_again):
+    before, after = made_from(tmp_path / "a"), made_from(tmp_path / "b", **changes)
+    assert before.keys() == ALL
+    assert {stage for stage in ALL if before[stage] != after[stage]} == built_again
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_new_external_pairs_reach_sft_dpo_and_the_release(tmp_path, kind):
+    source = tmp_path / "mine" / "pairs.jsonl"
+    source.parent.mkdir()
+    data = {"pairs": str(source if kind == "file" else source.parent)}
+    built = []
+    for number, text in enumerate(("old", "new")):
+        source.write_text(text)
+        built.append(made_from(tmp_path / str(number), stages=("sft", "dpo", "release"), data=data))
+    old, new = built
+    assert old.keys() == new.keys() == ALL - {"eval"}, "SFT on external pairs has them read first"
+    assert not [stage for stage in old if old[stage] == new[stage]]
+
+
+def test_another_base_reaches_every_stage(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    built = []
+    for weights in ("old", "new"):
+        (base / "model.safetensors").write_text(weights)
+        built.append(made_from(tmp_path / weights, model={"path": str(base)}))
+    old, new = built
+    assert not [stage for stage in ALL if old[stage] == new[stage]]
+
+
+def test_a_stage_whose_input_was_never_built_says_which(tmp_path):
+    work = Workspace(tmp_path, "tiny", log=lambda line: None)
+    with pytest.raises(DpoKitError, match="the stage 'sft' is not finished; build it first"):
+        pipeline.pairs(work, load_profile("tiny"), 0)
+
+
+def test_shuffled_labels_keep_the_prompts_and_lose_the_truth(small_run, small_profile, tmp_path):
     shuffled = load_profile("tiny", pairs={**small_profile.pairs.model_dump(), "shuffle_labels": True})
     shuffled = small_profile.model_copy(update={"pairs": shuffled.pairs})
     work = Workspace(tmp_path, "tiny", log=lambda line: None)
@@ -162,20 +243,38 @@ def test_a_workdir_of_another_profile_is_one_line_and_exit_code_2(tmp_path, caps
 def test_a_missing_or_corrupt_shipped_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, spoil):
     folder = tmp_path / "data" / "tiny-base"
     if spoil == "corrupt":
-        shutil.copytree(ROOT / "data" / "tiny-base", folder)
+        shutil.copytree(DATA / "tiny-base", folder)
         (folder / "model.safetensors").write_bytes(b"not a model")
-    monkeypatch.setattr("dpo_kit.profiles.ROOT", tmp_path)
+    monkeypatch.setattr("dpo_kit.profiles.DATA", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
     assert main(["run", "--workdir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "restore it with git, or rebuild it: python -m dpo_kit pretrain" in error
 
 
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_fresh_and_only_fresh_removes_the_stages_that_are_there(command, fresh, monkeypatch, tmp_path):
+    done = tmp_path / "sft" / "manifest.json"
+    done.parent.mkdir()
+    done.touch()
+    found = []
+
+    def first_stage(work, profile, seed):
+        found.append(done.exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.OWN_WORLD, "sft", first_stage)
+    assert main([command, "--workdir", str(tmp_path), *["--fresh"] * fresh]) == 130
+    assert found == [not fresh]
+
+
 def test_ctrl_c_says_that_finished_work_is_kept(monkeypatch, capsys, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpo_kit.pipeline.sft", interrupted)
+    monkeypatch.setitem(pipeline.OWN_WORLD, "sft", interrupted)
     assert main(["run", "--workdir", str(tmp_path)]) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
 

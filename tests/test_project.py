@@ -5,14 +5,17 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 
 import pytest
 import yaml
 
-from dpo_kit.cli import _parser
+from dpo_kit.cli import parser
 from dpo_kit.profiles import ROOT
 from dpo_kit.views.report import read_report
+from tests import conftest
 from tools.check_notebooks import check, notebooks
 from tools.refresh_readme import KEPT, result_block
 
@@ -45,6 +48,37 @@ def _normal(name):
     return name.lower().replace("_", "-")
 
 
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(["dpo_kit"], []), (["tests", "tools", "benchmarks"], ["dev", "fuzz"])], ids=["tool", "dev"]
+)
+def test_every_library_that_is_imported_is_declared(folders, extras):
+    """A library that only another one brings may go with that one's next release."""
+    project = PYPROJECT["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    declared = {_normal(re.match(r"[\w-]+", line)[0]) for lines in lists for line in lines}
+    bringers = packages_distributions()  # import name -> distributions
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for name in imported(path):
+            top = name.split(".")[0]
+            if top not in {*sys.stdlib_module_names, "dpo_kit", "tests", "tools", "benchmarks", "judge_server"}:
+                found = {_normal(distribution) for distribution in bringers.get(top, [top])}
+                assert found & declared, (
+                    f"{path.relative_to(ROOT)} imports {top}, of {found}: declare it in pyproject.toml"
+                )
+
+
+def imported(path, top_level=False):
+    """The modules that a file imports: anywhere in it, or only when it is imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
 def test_every_pin_is_what_is_installed():
     from importlib.metadata import PackageNotFoundError, version
 
@@ -57,6 +91,20 @@ def test_every_pin_is_what_is_installed():
                 continue  # a pin for another platform
 
 
+def test_real_data_is_required_only_where_its_folder_is_named(monkeypatch, tmp_path):
+    """A fork's CI has none and requires all else."""
+    monkeypatch.setenv("DPO_KIT_REQUIRE_ALL", "1")
+    monkeypatch.setattr(conftest, "ROOT", tmp_path / "fork")
+    monkeypatch.delenv("DPO_KIT_REAL_DATA", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="set DPO_KIT_REAL_DATA"):
+        conftest.find_real_data()
+    monkeypatch.setenv("DPO_KIT_REAL_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(pytest.fail.Exception, match="nowhere is absent"):
+        conftest.find_real_data()
+    monkeypatch.setenv("DPO_KIT_REAL_DATA", str(tmp_path))
+    assert conftest.find_real_data() == tmp_path
+
+
 def test_every_make_target_the_readme_names_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", README))
@@ -67,7 +115,7 @@ def test_every_command_line_the_readme_shows_is_understood():
     shown = re.findall(r"python -m dpo_kit ([^`\n#]+)", README)
     assert shown
     for arguments in shown:
-        _parser().parse_args(shlex.split(arguments))
+        parser().parse_args(shlex.split(arguments))
 
 
 def test_the_python_the_readme_shows_runs(small_run, monkeypatch, capsys):
@@ -117,20 +165,72 @@ def test_every_notebook_but_the_solutions_has_a_solved_one():
     assert names == {p.name for p in notebooks() if p.parent.name == "solutions"}
 
 
-def test_rooms_know_only_what_the_design_allows():
-    leaves = {"records", "jsonl", "errors", "files", "visible"}
-    may_know = {
-        "triage": leaves | {"triage"},
-        "models": leaves | {"models", "profiles"},
-        "preferences": leaves | {"preferences", "models", "profiles", "machine"},
-        "training": leaves | {"training", "models", "profiles", "machine"},
-        "evaluation": leaves | {"evaluation", "models", "preferences", "profiles"},
-        "views": leaves | {"views", "machine", "evaluation.results"},
-    }
-    for room, known in may_know.items():
-        for path in (ROOT / "dpo_kit" / room).rglob("*.py"):
-            for name in re.findall(r"^\s*from dpo_kit\.([\w.]+) import", path.read_text(), re.MULTILINE):
-                assert name in known or name.split(".")[0] in known, f"{path.name} imports dpo_kit.{name}"
+# What a reader has to hold in mind, counted. Whoever adds to the tool takes something else out of it.
+MOST_LINES = 11_746
+LONGEST_CHAIN = 7
+
+BASICS = {"records", "jsonl", "files", "errors", "profiles", "machine", "visible"}
+MODELS = BASICS | {"models"}
+ROOMS = {  # what the files of a room may import from the package besides each other
+    "triage": BASICS,
+    "models": BASICS,
+    "preferences": MODELS,
+    "training": MODELS,
+    "evaluation": MODELS | {"preferences.judges"},
+    "views": BASICS | {"training.metrics_log", "evaluation.results"},
+    "errors": set(),
+    "visible": set(),
+    "files": set(),
+    "machine": set(),
+    "profiles": {"errors"},
+    "records": {"errors"},
+    "jsonl": {"errors", "files", "records"},
+    "workspace": BASICS,
+    "pipeline": MODELS | {"workspace", "triage", "preferences", "training", "evaluation", "views"},
+    "cli": MODELS | {"workspace", "pipeline", "triage", "preferences", "training", "evaluation", "views", "cli"},
+    "__main__": {"cli"},
+}
+
+
+def modules():
+    """Every module of the package and its file, by its name without the package's."""
+    files = (path for path in (ROOT / "dpo_kit").rglob("*.py"))
+    return {".".join(p.relative_to(ROOT / "dpo_kit").with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+def known(path, top_level=False):
+    """The modules of the package that a file imports, by their names without the package's."""
+    named = {name.removeprefix("dpo_kit.") for name in imported(path, top_level) if name.startswith("dpo_kit.")}
+    # `from a.b import c` is a module of that name, or something that `a.b` defines
+    return {name if name in modules() else name.rpartition(".")[0] for name in named} - {""}
+
+
+def test_rooms_know_only_what_the_design_allows_and_the_tool_knows_no_lesson():
+    for module, path in modules().items():
+        room = module.split(".")[0]
+        if room in ("workbook", "__init__"):
+            continue
+        assert room in ROOMS, f"{path.name}: say in ROOMS what dpo_kit.{room} may import"
+        for name in known(path):
+            inside = name.split(".")[0] == room
+            assert inside or any(f"{name}.".startswith(f"{may}.") for may in ROOMS[room]), f"{module} imports {name}"
+
+
+def test_no_module_imports_itself_in_a_circle_and_the_longest_chain_is_short():
+    knows = {module: known(path, top_level=True) - {module} for module, path in modules().items()}
+
+    def chain(module, above=()):
+        assert module not in above, f"a circle: {' imports '.join((*above, module))}"
+        return [module, *max((chain(name, (*above, module)) for name in knows[module]), key=len, default=[])]
+
+    longest = max(map(chain, knows), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " imports ".join(longest)
+
+
+def test_the_tool_stays_small():
+    tool = [path for module, path in modules().items() if module.split(".")[0] not in ("workbook", "triage")]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tool)
+    assert lines <= MOST_LINES, f"{lines} lines without workbook and triage"
 
 
 def test_no_source_names_a_place_that_only_one_machine_has():

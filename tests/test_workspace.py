@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.workspace import Workspace
+from dpo_kit.profiles import ROOT
+from dpo_kit.workspace import Workspace, default_workdir
 
 
 class Kitchen:
@@ -96,6 +97,29 @@ def test_every_way_to_truncate_the_manifest_leads_to_a_rebuild(kitchen):
         assert json.loads(manifest.read_bytes())["outputs"] == json.loads(whole)["outputs"]
 
 
+def test_a_finished_folder_is_renamed_into_place_and_never_copied(kitchen):
+    """A rename is one step: the folder that was filled is the folder that stands there. A copy has another inode, and a
+    kill in the middle of it would leave a part."""
+    filled = []
+    folder = kitchen.work.stage("stage", lambda f: filled.append(f.stat().st_ino), config={}, inputs={})
+    assert [folder.stat().st_ino] == filled
+    assert [path.name for path in kitchen.work.root.iterdir() if path.is_dir()] == ["stage"]
+
+
+def test_the_manifest_is_written_last_and_lists_every_file(kitchen):
+    folder = kitchen.cook()
+    assert list(json.loads((folder / "manifest.json").read_text())["outputs"]) == ["dish/soup.txt"]
+
+
+def test_results_go_to_the_checkout_or_to_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("DPO_KIT_RUNS", raising=False)
+    assert default_workdir("tiny") == ROOT / "runs" / "tiny"
+    monkeypatch.setattr("dpo_kit.workspace.IN_CHECKOUT", False)
+    assert default_workdir("tiny") == Path("runs/tiny")
+    monkeypatch.setenv("DPO_KIT_RUNS", str(tmp_path))
+    assert default_workdir("tiny") == tmp_path / "tiny"
+
+
 def test_a_build_that_fails_leaves_the_earlier_result_in_place(kitchen):
     kitchen.cook()
 
@@ -177,7 +201,9 @@ def test_fresh_removes_stages_and_nothing_else(kitchen, tmp_path):
     folder = kitchen.cook()
     (tmp_path / "run" / "notes").mkdir()
     (tmp_path / "run" / "notes" / "mine.txt").write_text("keep")
-    kitchen.work.clear()
+    Workspace(tmp_path / "run", "tiny", fresh=False)
+    assert folder.exists()
+    Workspace(tmp_path / "run", "tiny", fresh=True)
     assert not folder.exists()
     assert (tmp_path / "run" / "notes" / "mine.txt").read_text() == "keep"
 
@@ -212,5 +238,5 @@ def test_fresh_removes_scratch_too(kitchen):
 
     with pytest.raises(KeyboardInterrupt):
         kitchen.work.stage("stage", killed, config={}, inputs={})
-    kitchen.work.clear()
+    kitchen.work.remove_stages()
     assert not kitchen.work.scratch("stage").exists()

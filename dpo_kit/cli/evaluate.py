@@ -69,7 +69,14 @@ def evaluate(arguments: argparse.Namespace) -> Report:
         controlled=arguments.controls, seed=arguments.seed, workers=settings.concurrency,
     )  # fmt: skip
     write_report(arguments.out, report, [], prompts, answers.responses)
-    return report
+    return {"html": str(arguments.out / "report.html"), **report.to_data()}
+
+
+def show(result: dict, arguments: argparse.Namespace) -> None:
+    """Print the report's table and where the page is."""
+    from dpo_kit.cli.run import show as show_report
+
+    show_report(result, arguments)
 
 
 def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:

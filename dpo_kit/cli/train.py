@@ -1,12 +1,20 @@
-"""`python -m dpo_kit train`: SFT, DPO and a released adapter, on a profile's pairs or on your own, without a notebook.
+"""`python -m dpo_kit train`: SFT and DPO on your own pairs, to an adapter with its card; run again, it goes on.
 
-The same stages as the notebooks walk through. The same command run again goes on where the last one was stopped.
+The stages are those that the notebooks walk through. `--plan` reads the pairs' file and the model's configuration, and
+says what the training would need; it loads no weights and trains nothing.
 """
 
 import argparse
+import re
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dpo_kit.profiles import Profile, load_profile, parse_overrides
+
+# `owner/name` or `name`, and not what the name of a file ends in
+HUB_ID = re.compile(r"(?!.*\.(jsonl?|[ct]sv|parquet|pq)$)[\w-]+(/[\w-][\w.-]*)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", help="your pairs: a file, or the folder or Hub id of a data set")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
                         help="any setting of the profile, such as dpo.beta=0.05")  # fmt: skip
-    parser.add_argument("--workdir", type=Path, help="where artefacts go (default: runs/PROFILE)")
+    parser.add_argument("--workdir", type=Path, help="where results go (default: runs/PROFILE)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", action="store_true", help="also write whole models with the adapter merged in")
     parser.add_argument("--fresh", action="store_true", help="build every stage again")
-    parser.add_argument("--plan", action="store_true", help="say what it would need, in memory and time, and stop")
+    parser.add_argument("--plan", action="store_true", help="read the pairs, say what memory and time it takes, stop")
 
 
 def profile_of(arguments: argparse.Namespace) -> Profile:
@@ -32,44 +40,99 @@ def profile_of(arguments: argparse.Namespace) -> Profile:
     return load_profile(arguments.profile, **overrides)
 
 
-def train(arguments: argparse.Namespace) -> Path | None:
-    """Plan, then train; returns the released folder, or None where only a plan was asked for. Raises DpoKitError."""
-    from dpo_kit.models.memory import check_fits
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, or plan where `--plan` asks for it. Raises DpoKitError.
 
+    Returns the plan's data, or `workdir`, `adapter` (the released adapter's folder) and `proof` (how far the rewards of
+    the adapter, loaded again, are from those at the end of training).
+    """
     profile = profile_of(arguments)
-    stages = check_fits(profile)
-    _say_memory(profile, stages)
     if arguments.plan:
-        _say_time(profile)
-        return None
+        found = plan_pairs(profile)
+        return {"profile": profile.name, **found, **plan_memory(profile), "hours": plan_hours(profile, found["pairs"])}
+    from dpo_kit.files import json_object
     from dpo_kit.pipeline import train as train_stages
     from dpo_kit.workspace import default_workdir
 
+    _show_memory(plan_memory(profile))
     workdir = arguments.workdir or default_workdir(profile.name)
-    return train_stages(profile, workdir, seed=arguments.seed, fresh=arguments.fresh, merge=arguments.merge)
+    released = train_stages(profile, workdir, seed=arguments.seed, fresh=arguments.fresh, merge=arguments.merge)
+    return {
+        "workdir": str(workdir),
+        "adapter": str(released / "adapter"),
+        "proof": json_object(released / "proof.json"),
+    }
 
 
-def _say_memory(profile: Profile, stages: dict) -> None:
-    """The larger of the two stages, part by part, and what fits the card at hand."""
-    from dataclasses import asdict
+def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the plan, or where the adapter is."""
+    if not arguments.plan:
+        print(f"\nadapter, with its card: {result['adapter']}")
+        return
+    for note in result["notes"]:
+        print(f"pairs: {note}")
+    _show_memory(result)
+    for stage, hours in result["hours"].items():
+        print(f"time: {stage} at most about {hours:.2g} hours on this machine, if every row has the greatest length")
 
+
+def plan_pairs(profile: Profile) -> dict[str, Any]:
+    """The `source` of the profile's pairs, how many `rows` and usable `pairs` it has, and `notes` on them in words.
+
+    A data set on the Hub is not downloaded for a plan: `rows` is None then, and `pairs` the profile's limit, or None.
+    Raises DpoKitError where a file or folder is not there or holds no pairs.
+    """
+    data, rows = profile.data, None
+    if not data.external:
+        count, notes = profile.pairs.prompts, [f"at most {profile.pairs.prompts}, sampled from the SFT arm and judged"]
+    elif not Path(data.pairs).exists() and HUB_ID.fullmatch(data.pairs):
+        count, notes = data.limit, [f"{data.pairs}: no such folder here, so taken for a data set on the Hub; not read"]
+    else:
+        from dpo_kit.preferences.importers import import_external
+
+        with tempfile.TemporaryDirectory() as folder:  # bad rows are only counted here; the training puts them aside
+            imported = import_external(data, Path(folder) / "quarantine.jsonl")
+        rows, count, notes = imported.rows, len(imported.pairs[: data.limit]), imported.notes
+        notes += [f"the first {count} are used (data.limit)"] if count < len(imported.pairs) else []
+    return {"source": data.pairs, "rows": rows, "pairs": count, "notes": notes}
+
+
+def plan_memory(profile: Profile) -> dict[str, Any]:
+    """Bytes at each stage's peak by part, bytes that are free on a GPU (None without one), and profiles that fit there.
+
+    Raises DpoKitError where a GPU is there and too small.
+    """
     import torch
 
-    from dpo_kit.models.memory import GB, fitting_profiles
+    from dpo_kit.models.memory import check_fits, fitting_profiles
 
+    stages = {stage: asdict(peak) for stage, peak in check_fits(profile).items()}
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    stage, most = max(stages.items(), key=lambda item: item[1].total)
-    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in asdict(most).items())
-    print(f"memory: {profile.model.path} needs about {most.total / GB:.2f} GB on a GPU, for {stage} ({parts})")
-    if free is not None:
-        print(f"card: {free / GB:.1f} GB free; profiles that fit: {', '.join(fitting_profiles(free)) or 'none'}")
+    fitting = [] if free is None else fitting_profiles(free)
+    return {"model": profile.model.path, "memory": stages, "free_bytes": free, "fitting_profiles": fitting}
 
 
-def _say_time(profile: Profile) -> None:
-    """What a calibration of this machine gives for as many pairs as the profile reads, each as long as it may be."""
+def _show_memory(planned: dict[str, Any]) -> None:
+    """Print the larger of the two stages, part by part, and what fits the card at hand."""
+    stage, parts = max(planned["memory"].items(), key=lambda item: sum(item[1].values()))
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    total = sum(parts.values()) / 1e9
+    print(f"memory: {planned['model']} needs about {total:.2f} GB on a GPU, for {stage} ({listed})")
+    if planned["free_bytes"] is not None:
+        fitting = ", ".join(planned["fitting_profiles"]) or "none"
+        print(f"card: {planned['free_bytes'] / 1e9:.1f} GB free; profiles that fit: {fitting}")
+
+
+def plan_hours(profile: Profile, pairs: int | None) -> dict[str, float]:
+    """Hours of each stage on this machine, if every row has the greatest length; {} where `pairs` is not known.
+
+    The speed is measured on one layer with random weights, which takes some seconds.
+    """
     from dpo_kit.models.memory import calibrate
 
-    speed, rows = calibrate(profile), profile.data.limit or profile.pairs.prompts
-    for stage, count, sides in (("sft", min(profile.sft.demonstrations, rows), 1), ("dpo", rows, 2)):
-        hours = speed.seconds(profile, stage, count * sides * profile.model.max_length) / 3600
-        print(f"time: {stage} at most about {hours:.2g} hours on this machine, for {count} rows of the longest kind")
+    if pairs is None:
+        return {}
+    speed, demonstrations = calibrate(profile), profile.sft.demonstrations
+    rows = {"sft": min(demonstrations, pairs) if profile.data.external else demonstrations, "dpo": 2 * pairs}
+    tokens = {stage: count * profile.model.max_length for stage, count in rows.items()}
+    return {stage: speed.seconds(profile, stage, count) / 3600 for stage, count in tokens.items()}

@@ -7,7 +7,6 @@ touched a good part of them shows, a change of a few bytes may not.
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -86,8 +85,12 @@ def _sample(path: Path) -> bytes:
     if size <= WHOLE:
         return path.read_bytes()
     with path.open("rb") as file:
-        starts = [size * i // BLOCKS for i in range(BLOCKS)]
-        return size.to_bytes(8) + b"".join(os.pread(file.fileno(), BLOCK, start) for start in starts)
+
+        def block(start: int) -> bytes:
+            file.seek(start)
+            return file.read(BLOCK)
+
+        return size.to_bytes(8) + b"".join(block(size * i // BLOCKS) for i in range(BLOCKS))
 
 
 def _template(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """The one dial: a profile decides model, lengths, batches, rates, data and judge. Nothing else branches on hardware.
 
-Each profile is a commented TOML file beside this module, with one table per stage of the path. A stage is rebuilt
-when its own table changes, and only then. A value is overridden by the environment (`DPO_KIT_DPO__BETA=0.05`), and
-before that by keyword or on the command line (`--set dpo.beta=0.05`).
+Each profile is a commented TOML file beside this module, with one table for each stage of a run. When a value changes,
+the stage of its table and the stages after it are built again. The environment overrides the file
+(`DPO_KIT_DPO__BETA=0.05`). Keywords and the command line (`--set dpo.beta=0.05`) override both.
 """
 
 import os
@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dpo_kit.errors import DpoKitError
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[1]  # of a checkout; an installed package has site-packages there
+IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+DATA = ROOT / "data" if IN_CHECKOUT else HERE.parent / "data"  # a wheel carries the folder inside the package
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,8 +34,8 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The frozen base, how it is quantised, and the shape of the adapters on it.
 
-    With `checkpointing` layers' activations are computed again in the backward pass instead of kept: in SFT those of
-    all, in DPO those of the first `checkpoint_layers`, by default as many as a card's memory needs.
+    `checkpointing` saves memory: the activations of a layer are not kept but computed again in the backward pass. SFT
+    does so for all layers, DPO for the first `checkpoint_layers`, by default as few as the card's memory allows.
     """
 
     path: str
@@ -47,10 +49,11 @@ class ModelSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """What every training has. `report_to` is a tracker beside the metrics log: trackio, tensorboard, wandb, mlflow.
+    """What SFT and DPO have in common.
 
-    `batch_size` is what one optimiser step learns from. No more than `max_tokens` of it go through the model at once,
-    padding included; gradients add up to the batch's. None is the whole batch.
+    `batch_size` is the number of rows that one optimiser step learns from. At most `max_tokens` tokens of them, padding
+    included, go through the model at once, and their gradients are added up; None sends the whole batch at once.
+    `report_to` names a tracker that gets the metrics besides the metrics log.
     """
 
     epochs: Positive
@@ -63,7 +66,7 @@ class TrainingSettings(Settings):
 
 
 class SftSettings(TrainingSettings):
-    """Demonstrations, how wrong they are, and the fine-tuning on them."""
+    """How many demonstrations there are, how often they are wrong (own world only), and the fine-tuning on them."""
 
     demonstrations: Count
     wrong_severity: Share
@@ -76,9 +79,10 @@ class SftSettings(TrainingSettings):
 class DataSettings(Settings):
     """Where the preference pairs come from: "triage" is the workbook's own world, whose pairs are sampled and judged.
 
-    Anything else is given: a file in any format of `preferences.importers`, or a folder or Hub id for
-    `datasets.load_dataset` with its `split`. Of them at most `limit` are read; `heldout` is the share of prompts that
-    is measured and never trained on. Rows in which the audit finds a blocking fault stop the run, or are dropped.
+    Anything else names external pairs: a file in any format of `preferences.importers`, or a folder or Hub id for
+    `datasets.load_dataset` with its `split`. At most `limit` of them are used. `heldout` is the share of prompts that
+    training measures itself on and never learns from. Where the audit finds a blocking fault in a row, `on_blocking`
+    decides whether the run stops or the row is dropped.
     """
 
     pairs: str = "triage"
@@ -89,14 +93,14 @@ class DataSettings(Settings):
 
     @property
     def external(self) -> bool:
-        """Whether the pairs are the reader's or the public's, and not the workbook's own."""
+        """Whether the pairs come from outside, and not from the workbook's own world."""
         return self.pairs != "triage"
 
 
 class PairSettings(Settings):
-    """Which prompts are answered twice, and how the two answers are sampled.
+    """How many prompts are answered twice, and how the two answers are sampled.
 
-    Pairs of the `heldout_prompts` are never trained on: margins are measured on them.
+    Pairs of the `heldout_prompts` are only measured: training logs its margin on them, and never learns from them.
     """
 
     prompts: Count
@@ -108,7 +112,8 @@ class PairSettings(Settings):
 
 
 class DpoSettings(TrainingSettings):
-    """The preference training. KL to the reference is measured on the policy's own answers to `kl_prompts` prompts."""
+    """The preference training. KL to the reference is measured on the policy's own answers to `kl_prompts` prompts,
+    every `kl_every` optimiser steps."""
 
     beta: Positive
     warmup_share: Share
@@ -126,7 +131,10 @@ class EvaluationSettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """Who says which of two answers is better. Prices are dollars per million tokens; keys are never set here."""
+    """Who says which of two answers is better. Prices are dollars per million tokens.
+
+    API keys come from the environment and never stand in a profile.
+    """
 
     kind: Literal["rubric", "simulated", "reward", "openai", "anthropic"] = "rubric"
     model: str = ""
@@ -162,9 +170,12 @@ class Profile(Settings):
 
     @property
     def model_path(self) -> str:
-        """Where the base model is: a shipped or local folder, resolved, or else a Hub id as it stands."""
-        shipped = ROOT / self.model.path
-        return str(shipped) if shipped.exists() or self.model.path.startswith("data/") else self.model.path
+        """Where the base model is: the absolute path of a shipped or local folder, or else a Hub id as it stands."""
+        shipped, local = DATA.parent / self.model.path, Path(self.model.path)
+        # a path below data/ that is nowhere must have been shipped: loading says what to do about it
+        if self.model.path.startswith("data/") and (shipped.exists() or not local.exists()):
+            return str(shipped)
+        return str(local.absolute()) if local.exists() else self.model.path
 
 
 def profile_names() -> list[str]:

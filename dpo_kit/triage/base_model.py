@@ -1,4 +1,4 @@
-"""How the tiny base model in `data/` is made, from nothing but this project's own text.
+"""How the tiny base model in `data/` and its card are made, from nothing but this project's own text.
 
     python -m dpo_kit pretrain          rebuilds data/tiny-base
 
@@ -25,7 +25,6 @@ from transformers import (
 
 from dpo_kit.files import hashes, write_atomically
 from dpo_kit.triage.corpus import Chat, documents
-from dpo_kit.triage.model_card import model_card
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -165,3 +164,61 @@ def _collate(rows: list[list[list[int]]], tokenizer: PreTrainedTokenizerFast) ->
 
 def _contents(document: str | Chat) -> list[str]:
     return [document] if isinstance(document, str) else [turn["content"] for turn in document]
+
+
+# ---- the card ----------------------------------------------------------------------------------------------------
+
+
+CARD = """\
+# tiny-base
+
+A Llama-shaped language model with {parameters:,} parameters that has read only this project's own text: an invented
+company's archive of incident reports, logs, a handbook, questions and answers, and careless triage. It exists so that
+the workbook's experiments are real and run on a laptop. It knows nothing else and is of no other use.
+
+- **Made by** `python -m dpo_kit pretrain`, from the recipe in `dpo_kit/triage/base_model.py` and the text of
+  `dpo_kit/triage/corpus.py`; nothing was downloaded. On two CPU cores it takes about eight minutes.
+- **Format**: bf16 safetensors, byte-level BPE tokenizer with one token a digit, chat template with `<|user|>`,
+  `<|assistant|>` and `<|system|>` whose turns end in the EOS token `<|end|>`; `<|pad|>` is another token.
+- **Licence**: that of the project.
+- **Never seen in training**: the held-out phrasings and the held-out service-region combinations.
+
+## Recipe
+
+| setting | value |
+| --- | ---: |
+{recipe}
+
+## Loss
+
+Mean next-token loss in nats since the row before. Most of what remains is chance: which service, what time.
+
+| step | loss |
+| ---: | ---: |
+{curve}
+
+## Hashes
+
+| file | SHA-256 |
+| --- | --- |
+{files}
+"""
+
+
+def model_card(manifest: dict) -> str:
+    """The card in Markdown, from its manifest, so that the card cannot say anything else."""
+    return CARD.format(
+        parameters=manifest["parameters"],
+        recipe=_rows(manifest["recipe"].items()),
+        curve=_rows(_thinned(manifest["loss_curve"])),
+        files=_rows(manifest["files"].items()),
+    )
+
+
+def _rows(cells) -> str:
+    return "\n".join(f"| {left} | {right} |" for left, right in cells)
+
+
+def _thinned(curve: list) -> list:
+    """Every fourth point, and the last."""
+    return curve[::4] + ([curve[-1]] if (len(curve) - 1) % 4 else [])

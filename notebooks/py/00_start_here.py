@@ -38,7 +38,7 @@ from IPython.display import Markdown
 from dpo_kit import pipeline
 from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.machine import describe_machine
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Response
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.triage import rubric
@@ -201,7 +201,7 @@ for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
 # log: ten seeds with the judge's labels, and the same with shuffled ones.
 
 # %%
-seeds = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())
+seeds = json.loads((DATA / "runs" / "seeds.json").read_text())
 for labels, runs in seeds.items():
     gains = [run["metrics"]["severity_match"]["difference"]["interval"]["mean"] for run in runs]
     rates = [run["pairwise"]["decisive_win_rate"] for run in runs]

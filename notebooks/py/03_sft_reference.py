@@ -45,7 +45,7 @@ from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.memory import nf4_bytes
 from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.models.tokens import pad_completions, prompt_ids
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.training.guards import BadRow
 from dpo_kit.training.metrics_log import read_log
@@ -253,7 +253,7 @@ assert chances["SFT without EOS"] < chances["base"] / 2
 
 # %%
 scratch = Path(tempfile.mkdtemp())
-endless = shutil.copytree(ROOT / "data" / "tiny-base", scratch / "endless-base")
+endless = shutil.copytree(DATA / "tiny-base", scratch / "endless-base")
 (endless / "manifest.json").unlink()
 template = endless / "chat_template.jinja"
 template.write_text(template.read_text().replace("<|end|>", ""))
@@ -507,7 +507,7 @@ print(f"KL(SFT || base) {debt.sequence:.1f} nats an answer, standard error {debt
 # beside the adapter, and compared when it is loaded. Here the base has been trained on by somebody:
 
 # %%
-other = shutil.copytree(ROOT / "data" / "tiny-base", scratch / "tiny-base-v2")
+other = shutil.copytree(DATA / "tiny-base", scratch / "tiny-base-v2")
 (other / "manifest.json").unlink()
 tensors = load_file(other / "model.safetensors")
 name = next(name for name in tensors if "q_proj" in name)

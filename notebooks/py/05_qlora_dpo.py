@@ -48,7 +48,7 @@ from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.models import memory
 from dpo_kit.models.generation import Sampling, generate
 from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_arms, load_base
-from dpo_kit.profiles import ROOT, load_profile, profile_names
+from dpo_kit.profiles import DATA, load_profile, profile_names
 from dpo_kit.records import PreferencePair
 from dpo_kit.training.arguments import common_arguments
 from dpo_kit.training.branches import Branches
@@ -435,7 +435,7 @@ print(f"{stock.shape[0]} sequences; the log-prob of no token differs by more tha
 # read ratios, not speeds. Compare the two stock arms with the fast path, and with the whole the arms that lack a part:
 
 # %%
-measured = json.loads((ROOT / "data" / "runs" / "dpo_step.json").read_text())
+measured = json.loads((DATA / "runs" / "dpo_step.json").read_text())
 shown = next((cell for cell in cells(measured) if cell == ("smollm2-135m", "ragged")), cells(measured)[0])
 arm_speeds = speeds(measured, *shown)
 told = ", ".join(f"{arm} {middle:.2f}" for arm, (middle, *_) in arm_speeds.items())

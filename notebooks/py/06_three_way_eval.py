@@ -56,7 +56,7 @@ from dpo_kit.jsonl import read_records
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.judges import both_orders, judge_all, simulated
 from dpo_kit.preferences.sampling import sample
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
@@ -251,7 +251,7 @@ for name, p in adjusted.items():
 # the rule: that would take new seeds.)
 
 # %%
-shuffled = json.loads((ROOT / "data" / "runs" / "seeds.json").read_text())["shuffled"]
+shuffled = json.loads((DATA / "runs" / "seeds.json").read_text())["shuffled"]
 rows = [[metric["difference"] for metric in run["metrics"].values()] for run in shuffled]
 single = [any(row["interval"]["low"] > 0 for row in of_run) for of_run in rows]
 held = [any(row["verdict"] == "better" for row in of_run) for of_run in rows]

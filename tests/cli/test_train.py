@@ -7,14 +7,16 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import torch
 
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, read_records
+from dpo_kit.models.memory import Speed
 from dpo_kit.pipeline import chosen_answers, run
 from dpo_kit.preferences.importers import load_external_pairs
-from dpo_kit.profiles import ROOT, load_profile
+from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Response
 
 SMALL = [
@@ -205,13 +207,94 @@ def test_what_the_reader_can_put_right_is_one_line_and_exit_code_2(arguments, me
     assert message in error
 
 
-def test_a_plan_says_memory_and_time_and_trains_nothing(tmp_path, capsys):
-    model = str(ROOT / "data" / "tiny-base")
-    assert main(["train", "--profile", "gpu-8gb", "--model", model, "--plan", "--workdir", str(tmp_path / "run")]) == 0
+@pytest.fixture
+def plan(tmp_path, monkeypatch, capsys):
+    """Plans with the tiny profile on a machine of known speed: the exit code, what is printed, and the same as JSON."""
+    monkeypatch.setattr("dpo_kit.models.memory.calibrate", lambda profile: Speed(forward=1.0, both=3.0))
+
+    def run(*arguments):
+        command = ["train", "--profile", "tiny", "--plan", "--workdir", str(tmp_path / "run"), *arguments]
+        code, told = main(command), capsys.readouterr()
+        main([*command, "--json"])
+        assert not (tmp_path / "run").exists(), "a plan trains nothing"
+        return code, told.out + told.err, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_a_plan_reads_the_file_and_reckons_with_its_rows(plan, tmp_path):
+    source = write_jsonl(tmp_path / "own.jsonl", rows())
+    source.write_text(source.read_text() + '{"prompt": "cut of')
+    code, said, data = plan("--pairs", str(source))
+    assert code == 0
+    assert "pairs: trl-standard: 16 pairs from 17 rows" in said
+    assert "pairs: 1 rows put aside" in said
+    assert "data/tiny-base needs about" in said
+    assert "time: dpo at most about 9.1 hours" in said
+    assert (data["rows"], data["pairs"]) == (17, 16)
+    # 16 pairs of two sides of 256 tokens, each 3 s for forward and backward, and 1 s for the reference
+    assert data["hours"]["dpo"] == pytest.approx(16 * 2 * 256 * (3 + 1) / 3600)
+    assert data["hours"]["sft"] == pytest.approx(16 * 256 * 3 / 3600)
+    assert data["memory"].keys() == {"sft", "dpo"}
+    assert plan("--pairs", str(source), "--set", "data.limit=5")[2]["pairs"] == 5
+
+
+def test_a_plan_reads_a_folder_as_the_training_does(plan, tmp_path):
+    (tmp_path / "own").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(7)), tmp_path / "own" / "train.parquet")
+    assert plan("--pairs", str(tmp_path / "own"))[2]["pairs"] == 7
+
+
+@pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "some/where/else", "nowhere.tsv"])
+def test_a_plan_for_a_file_that_is_not_there_is_refused(plan, source):
+    code, said, data = plan("--pairs", source)
+    assert code == 2
+    assert source in said
+    assert data == {"error": said.removeprefix("error: ").strip()}
+
+
+def test_a_plan_for_a_data_set_on_the_hub_says_that_it_was_not_read(plan):
+    code, said, data = plan("--pairs", "somebody/preferences", "--set", "data.limit=100")
+    assert code == 0
+    assert "somebody/preferences: no such folder here, so taken for a data set on the Hub; not read" in said
+    assert (data["rows"], data["pairs"]) == (None, 100)
+    assert plan("--pairs", "somebody/preferences")[2]["hours"] == {}
+
+
+def test_a_plan_for_the_own_world_reckons_with_what_will_be_sampled(plan):
+    profile = load_profile("tiny")
+    data = plan()[2]
+    assert data["pairs"] == profile.pairs.prompts
+    assert data["hours"]["sft"] == pytest.approx(profile.sft.demonstrations * 256 * 3 / 3600)
+
+
+@pytest.mark.parametrize("more", [[], ["--plan"]], ids=["train", "plan"])
+def test_a_model_that_does_not_fit_the_card_is_refused_before_anything_is_made(more, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10_000_000, 10_000_000))
+    arguments = ["--pairs", str(write_jsonl(tmp_path / "own.jsonl", rows())), "--workdir", str(tmp_path / "run")]
+    assert main(["train", "--profile", "tiny", *arguments, *more]) == 2
+    assert "profile tiny needs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_profile_is_planned_without_a_gpu_or_a_network(capsys):
+    model = str(DATA / "tiny-base")
+    assert main(["train", "--profile", "gpu-8gb", "--model", model, "--plan"]) == 0
     said = capsys.readouterr().out
     assert "needs about" in said
     assert "time: dpo at most about" in said
-    assert not (tmp_path / "run").exists()
+
+
+def test_the_result_of_a_training_as_json_names_the_adapter_and_its_proof(trained, capfd):
+    work, arguments = trained
+    capfd.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    told = capfd.readouterr()
+    result = json.loads(told.out)
+    assert result["adapter"] == str(work / "release" / "adapter")
+    assert result["proof"] == json.loads((work / "release" / "proof.json").read_text())
+    assert "dpo: done before, verified" in told.err
 
 
 def test_the_comparison_of_run_is_for_the_workbooks_own_world(tmp_path):

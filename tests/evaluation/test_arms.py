@@ -358,7 +358,7 @@ def test_a_finished_stage_leaves_no_stored_answers(small_run):
 def test_fresh_forgets_the_answers_of_an_unfinished_stage(tmp_path):
     work = Workspace(tmp_path, "tiny")
     AnswerStore(work.answers("pairs")).add(["k"], [Answer("left by a killed run", True)])
-    work.clear()
+    work.remove_stages()
     assert AnswerStore(work.answers("pairs")).find(["k"]) == [None]
 
 

@@ -403,14 +403,15 @@ def test_seeded_faults_are_found_and_clean_rows_are_left_alone(real_data):
 
 def test_real_conversations_have_the_faults_that_reading_them_shows(real_data, tmp_path, capsys):
     file = real_data / "hh_rlhf" / "harmless_base_test_filtered.jsonl"
-    out, saved = tmp_path / "clean.jsonl", tmp_path / "audit.json"
-    assert main(["audit", str(file), "--out", str(out), "--json", str(saved)]) == 1
-    findings = {finding["name"]: finding for finding in json.loads(saved.read_text())["findings"]}
+    out = tmp_path / "clean.jsonl"
+    assert main(["audit", str(file), "--out", str(out), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    findings = {finding["name"]: finding for finding in data["findings"]}
     # Rows 39 and 203 have an empty chosen answer; row 21 ends "Boogers aren't very good glue, I".
     assert findings["empty or blank"]["rows"] == [39, 203]
     assert 21 in findings["looks cut off"]["rows"]
     assert len(read_pairs(out)) == 298
-    assert "298 to train on" in capsys.readouterr().out
+    assert data["kept"] == 298
 
 
 def test_the_command_says_what_it_put_aside_and_exits_with_0_on_clean_pairs(tmp_path, capsys, tokenizer):
@@ -431,12 +432,12 @@ def test_the_command_says_what_it_put_aside_and_exits_with_0_on_clean_pairs(tmp_
 
 
 @pytest.mark.parametrize("row", [{"prompt": "Who wrote Emma?"}, {"messages": FINE[1].prompt.chat()}, FINE[1].to_trl()])
-def test_the_command_takes_prompts_as_texts_as_messages_and_as_pairs(tmp_path, row):
-    file, asked, saved = tmp_path / "pairs.jsonl", tmp_path / "asked.jsonl", tmp_path / "audit.json"
+def test_the_command_takes_prompts_as_texts_as_messages_and_as_pairs(tmp_path, capsys, row):
+    file, asked = tmp_path / "pairs.jsonl", tmp_path / "asked.jsonl"
     write_pairs(file, FINE)
     asked.write_text(json.dumps(row))
-    assert main(["audit", str(file), "--holdout", str(asked), "--json", str(saved)]) == 1
-    assert json.loads(saved.read_text())["dropped"] == {"1": ["exact evaluation prompts"]}
+    assert main(["audit", str(file), "--holdout", str(asked), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["dropped"] == {"1": ["exact evaluation prompts"]}
 
 
 HOSTILE = "<script>alert(1)</script> [bold]\x1b[31m \ud800 because the"
