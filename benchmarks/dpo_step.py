@@ -158,7 +158,7 @@ def build_trainer(
             processing_class=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base"), **own,
         )  # fmt: skip
     if fast and trainer.stock_reason:
-        raise SystemExit(f"the fast path does not apply: {trainer.why_stock}")
+        raise SystemExit(f"the fast path does not apply: {trainer.stock_reason}")
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()
     trainer.precompute_ref_logps = precomputed

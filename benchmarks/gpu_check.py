@@ -134,7 +134,7 @@ def capped_trainer(profile: Profile, config=None):
             max_tokens=profile.dpo.max_tokens,
         )  # fmt: skip
     if trainer.stock_reason:
-        raise SystemExit(f"the fast path does not apply: {trainer.why_stock}")
+        raise SystemExit(f"the fast path does not apply: {trainer.stock_reason}")
     adapters_to_fp32(trainer.model)
     if profile.model.checkpointing:
         trainer.model.gradient_checkpointing_enable()

@@ -38,7 +38,7 @@ from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import Prompt
 from dpo_kit.training.dpo import dpo_trainer, train_dpo
-from dpo_kit.training.metrics_log import read_log, timeless
+from dpo_kit.training.metrics_log import read_log, without_timings
 
 PROFILE = load_profile(
     "tiny",
@@ -191,7 +191,7 @@ class Reference:
         process.join()
         self.training = time.monotonic() - started - self.setup
         self.weights = sha256(folder / "adapter" / "adapter_model.safetensors")
-        self.log = timeless(read_log(folder / "log.jsonl"))
+        self.log = without_timings(read_log(folder / "log.jsonl"))
         print(
             f"{len({row['step'] for row in self.log}) - 1} steps, setting up {self.setup:.1f} s, training and saving",
             end=" ",
@@ -201,7 +201,7 @@ class Reference:
     def is_equalled_in(self, folder: Path) -> bool:
         """Whether a finished run has the same weights and the same log."""
         same = sha256(folder / "adapter" / "adapter_model.safetensors") == self.weights
-        return same and timeless(read_log(folder / "log.jsonl")) == self.log
+        return same and without_timings(read_log(folder / "log.jsonl")) == self.log
 
 
 def newest_whole(folder: Path) -> str | None:

@@ -15,9 +15,9 @@ from dpo_kit.models.memory import SHAPES
 from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.profiles import load_profile, parse_overrides, profile_names
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
-from dpo_kit.training.arguments import rows_at_once
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.metrics_log import read_log
+from dpo_kit.training.trainers import rows_at_once
 
 
 def test_every_profile_loads():

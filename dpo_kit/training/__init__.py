@@ -1,1 +1,1 @@
-"""SFT and DPO over TRL, with what they must not do in silence checked before the first step."""
+"""SFT and DPO over TRL, with checks before the first step of what would otherwise go wrong without a word."""

@@ -1,9 +1,10 @@
-"""Checkpoints that count only when they are whole.
+"""Checkpoints that are used only when they are complete and unchanged.
 
-The stock trainer writes a checkpoint file by file under its final name and resumes from the highest number, unchecked:
-a kill while saving leaves a folder that fails every later run, and a lost optimiser file resumes without a word. Here
-the files are written under another name, flushed, listed with size and SHA-256 in a manifest that is written last, and
-the folder is then renamed into place. What does not verify is passed over, whole, with the reason said.
+The stock trainer writes a checkpoint file by file under its final name, and resumes from the one with the highest
+number without a check. A kill during a save leaves a folder on which every later run fails. A checkpoint without its
+optimizer's file is resumed from, and nothing says so. Here the files are first written into another folder and flushed
+to the disk. Then a manifest lists each with its size and SHA-256, and last the folder is renamed. A checkpoint that
+does not match its manifest is passed over as a whole, and the log says why.
 """
 
 import json
@@ -16,14 +17,14 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.files import flush, json_object, sha256, write_atomically
 
 MANIFEST = "checkpoint.json"
-KEEP = 2  # the newest, and the one before it should the disk spoil the newest
+KEEP = 2  # the newest, and the one before it in case the disk damages the newest
 
 
 class Checkpoints:
     """The checkpoints of one training run in one folder, named `checkpoint-STEP`.
 
-    `made_for` is plain data that says which run it is: a checkpoint made for another is passed over like a damaged one.
-    `log` hears, line by line, what is resumed and what is passed over.
+    `made_for` is plain data that identifies the run. A checkpoint of another run is passed over like a damaged one.
+    `log` is called with a line for each checkpoint that is used or passed over.
     """
 
     def __init__(self, folder: Path, made_for: dict[str, Any], log: Callable[[str], None] = print):
@@ -32,7 +33,7 @@ class Checkpoints:
 
     @property
     def writing(self) -> Path:
-        """Where a checkpoint's folder is filled before it is sealed."""
+        """The folder in which a checkpoint is written before it is sealed."""
         return self.folder / ".writing"
 
     def newest(self) -> Path | None:
@@ -57,31 +58,32 @@ class Checkpoints:
     def save(self, step: int, about: dict[str, Any], write: Callable[[], None]) -> Path:
         """Let `write` fill `writing/checkpoint-STEP`, seal it with `about` in its manifest, and move it into place.
 
-        Older checkpoints are removed, but the last one, after the new one was read back and verified.
-        Raises DpoKitError where it cannot be written; earlier checkpoints are then as they were.
+        Then the new checkpoint is read back and verified, and all older ones but the last are removed.
+        Raises DpoKitError where it cannot be written; earlier checkpoints then stay as they were.
         """
         filled, sealed = self.writing / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
         try:
             shutil.rmtree(self.writing, ignore_errors=True)
             write()
             seal(filled, {"step": step, **about, "made_for": self.made_for})
-            shutil.rmtree(sealed, ignore_errors=True)  # one of this name was passed over, or it would be in use
+            # a checkpoint of this name was passed over, else the run would have gone on from it
+            shutil.rmtree(sealed, ignore_errors=True)
             filled.rename(sealed)
             self.writing.rmdir()
             flush(self.folder)
-        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by the file
+        except Exception as error:  # the writers raise OSError, RuntimeError or SafetensorError when the disk is full
             free = shutil.disk_usage(self.folder).free / 2**20
             shutil.rmtree(self.writing, ignore_errors=True)
             raise DpoKitError(
                 f"{sealed}: the checkpoint cannot be written, {free:.0f} MB are free ({str(error).splitlines()[0]}); "
-                "earlier ones are untouched: make room, then run the same again to go on from the newest"
+                "earlier ones are unchanged: make room, then run the same again to go on from the newest"
             ) from error
         self._prune(sealed)
         return sealed
 
     def _prune(self, newest: Path) -> None:
         if damage := damage_in(newest):
-            raise DpoKitError(f"{newest}: not as it was written, {damage}; this disk cannot be trusted, use another")
+            raise DpoKitError(f"{newest}: it reads back not as it was written, {damage}; use another disk")
         rest = [folder for folder in self._newest_first() if folder != newest]
         before = [folder for folder in rest if _step(folder) < _step(newest)][: KEEP - 1]
         for folder in rest:
@@ -94,7 +96,10 @@ class Checkpoints:
 
 
 def seal(folder: Path, about: dict[str, Any]) -> None:
-    """Flush every file to the disk, then write the manifest: `about` and the size and SHA-256 of each file."""
+    """Flush every file to the disk, then write the manifest: `about`, and each file's size and SHA-256.
+
+    After a loss of power a manifest is therefore never there without the files that it lists.
+    """
     files = {}
     for path in _files(folder):
         flush(path)
@@ -105,13 +110,13 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; an empty one where it is missing, cut off or something else."""
+    """The manifest of a checkpoint; an empty one where it is missing, cut off or not a manifest."""
     loaded = json_object(folder / MANIFEST)
     return loaded if {"step", "made_for", "files"} <= loaded.keys() else {}
 
 
 def damage_in(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in a few words; None if each is as its manifest says and none is new."""
+    """What is wrong with a checkpoint's files, in a few words; None if they are those of its manifest, unchanged."""
     sealed = manifest(folder)
     if not sealed:
         return "it has no readable manifest, so its writing was cut off"

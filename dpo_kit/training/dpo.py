@@ -4,30 +4,32 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import DPOConfig
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
+from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
+from dpo_kit.models.logprobs import kl_of_answers
 from dpo_kit.models.memory import fewest_checkpoints
-from dpo_kit.models.quantization import assert_gradients_alive
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt
-from dpo_kit.training.arguments import common_arguments, identity
 from dpo_kit.training.checkpoints import Checkpoints
 from dpo_kit.training.fast import unsupported_reason
-from dpo_kit.training.guards import check_learning_rate, check_rows, check_trainable
-from dpo_kit.training.metrics_log import attach
-from dpo_kit.training.probes import KlProbe
-from dpo_kit.training.trainers import LOG, CarefulDpo
+from dpo_kit.training.guards import check_gradients, check_learning_rate, check_rows, check_trainable
+from dpo_kit.training.metrics_log import MetricsLog, attach
+from dpo_kit.training.trainers import LOG, GuardedDPOTrainer, common_arguments, refuse_several_processes, run_identity
 
-PROBE = 64  # pairs on which step 0 is checked
+PROBE_PAIRS = 64  # pairs on which loss and margin are checked before the first step
+SHOWN = 2  # answers written to the log at each measurement of the KL
 
 
 def train_dpo(
@@ -45,27 +47,31 @@ def train_dpo(
     references: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Continue the SFT adapter with the DPO loss (arXiv 2305.18290, Eq. 7).
+    """Train the SFT adapter further with the DPO loss (arXiv 2305.18290, Eq. 7).
 
-    Writes `adapter/`, `log.jsonl` (metrics a step; on `held_out` pairs and as KL to the reference every so often),
-    `start.json` (what was checked before the first step) and `end.json` (see `last_rewards`) in `folder`. Checkpoints
-    go to `scratch`, by default `folder/checkpoints`: a call with the same arguments goes on from the newest that
-    verifies, to the same weights bit for bit as if it had never been stopped. `callbacks` are the trainer's, and those
-    with an `on_row` hear each row of the log. Setting `stop` ends training after the step under way, with a checkpoint.
-    Reference log-probs are computed once and kept in the file `references`, by default in the checkpoints' folder.
-    Raises TrainingStopped then, and DpoKitError where the policy does not start at its reference, its gradient is not
-    alive, a row teaches nothing or would teach it not to stop, or a loss is not finite.
+    Writes in `folder`: `adapter/`; `log.jsonl` with the metrics of each step and, every `kl_every` steps, those of the
+    `held_out` pairs and the KL to the reference; `start.json` with what was measured before the first step; `end.json`
+    (see `last_rewards`). Checkpoints go to `scratch`, by default `folder/checkpoints`. A call with the same arguments
+    goes on from the newest checkpoint that verifies, and ends at the same weights, bit for bit, as if it had never been
+    stopped. Each of `callbacks` is a TrainerCallback, or has a method `on_row` that is called with each row of the log.
+    Setting `stop` ends training after the step under way, with a checkpoint. Reference log-probs are computed once and
+    kept in the file `references`, by default in the checkpoints' folder.
+
+    Raises TrainingStopped after `stop`. Raises DpoKitError where this is one of several processes, the policy does not
+    start at its reference, its gradient is not the right one, a row teaches nothing or would teach the model not to
+    stop, or a loss is not finite.
     """
+    refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
     cache = references or scratch / "references.sqlite"
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)
     if trainer.stock_reason:
-        log(f"the stock forward is used, not the fast one: {trainer.why_stock}")
+        log(f"TRL's own forward is used, not the fast one: {trainer.stock_reason}")
     if trainer.checkpoint_layers:
-        log(f"activations of the first {trainer.checkpoint_layers} layers are computed again")
+        log(f"activations of the first {trainer.checkpoint_layers} layers are recomputed in the backward pass")
     reference = sha256(sft_adapter / "adapter_model.safetensors")
     data = [pair.to_trl() for pair in (*pairs, *held_out)] + [prompt.chat() for prompt in kl_prompts]
-    made_for = {**identity(profile, trainer.model, seed, data, "dpo", "pairs"), "reference_sha256": reference}
+    made_for = {**run_identity(profile, trainer.model, seed, data, "dpo", "pairs"), "reference_sha256": reference}
     trainer.checkpoints = Checkpoints(scratch, made_for, log)
     trainer.metrics_log = attach(trainer, folder / LOG, "DPO", callbacks)
     check_rows(trainer)
@@ -88,17 +94,17 @@ def dpo_trainer(
     seed: int,
     held_out: Sequence[PreferencePair] = (),
     references: Path | None = None,
-) -> CarefulDpo:
-    """TRL's trainer on the quantised base. The trained adapter is `default`, TRL's frozen copy of it is `ref`.
+) -> GuardedDPOTrainer:
+    """TRL's trainer on the quantised base. The adapter that is trained is `default`; TRL's frozen copy of it is `ref`.
 
-    With a file `references`, the reference's log-probs are precomputed or found there; else computed at each step.
+    With a file `references` the reference's log-probs are computed beforehand or found there, else at each step.
     """
     model, tokenizer = load_base(profile)
     policy = add_adapter(model, "default", sft_adapter, trainable=True)
     arguments = common_arguments(profile, profile.dpo, folder, seed)
     if unsupported_reason(policy) is None:  # the fast path takes the whole batch and cuts it by tokens, not by rows
         arguments |= {"per_device_train_batch_size": profile.dpo.batch_size, "gradient_accumulation_steps": 1}
-    trainer = CarefulDpo(
+    trainer = GuardedDPOTrainer(
         policy,
         args=DPOConfig(
             **arguments,
@@ -111,8 +117,8 @@ def dpo_trainer(
         max_tokens=profile.dpo.max_tokens,
         reference_cache=references,
         checkpoint_layers=fewest_checkpoints(profile) if references else None,
-        train_dataset=_dataset(pairs),
-        eval_dataset=_dataset(held_out) if held_out else None,
+        train_dataset=Dataset.from_list([pair.to_trl() for pair in pairs]),
+        eval_dataset=Dataset.from_list([pair.to_trl() for pair in held_out]) if held_out else None,
         processing_class=tokenizer,
     )
     trainer.row_names = [pair.prompt.id for pair in pairs]
@@ -121,50 +127,84 @@ def dpo_trainer(
     return trainer
 
 
-def _dataset(pairs: Sequence[PreferencePair]) -> Dataset:
-    return Dataset.from_list([pair.to_trl() for pair in pairs])
-
-
 def _start_at_reference(model: PeftModel) -> None:
-    """Give the policy back what TRL's cast to bf16 rounded off it: `ref` was copied before the cast, and kept it."""
+    """Undo the rounding of the policy's adapter to bf16 by TRL, which copied the adapter to `ref` before it rounded."""
     for name, parameter in model.named_parameters():
         if ".default." in name:
             parameter.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)
 
 
-def last_rewards(trainer: CarefulDpo) -> dict[str, list[float]]:
-    """The rewards that the trained policy gives the first pairs, as the training itself computes them, so that whoever
-    loads the saved adapter can prove that it is the same: see `release.prove`.
+def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
+    """Check that nothing has been learnt yet and that something can be: loss ln 2, margin 0, the right gradient.
+
+    -log sigmoid is strictly convex, so a mean loss of ln 2 together with a mean margin of 0 means that every margin is
+    0. Both are measured on the held-out pairs where there are any, so that their curve has its first point, else on
+    pairs that are trained. Returns the loss, the margin and the lowest cosine of the gradients (see `check_gradients`).
+    Raises DpoKitError where one of the three is wrong.
     """
-    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in trainer.probed]))
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
-    trainer.model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
-        policy = trainer.model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float().sum(dim=1)
-    reference = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
-    chosen, rejected = (trainer.beta * (policy - reference)).chunk(2)
-    return {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
-
-
-def check_start(trainer: CarefulDpo) -> dict[str, float]:
-    """Assert that nothing has been learnt yet and that something can be: loss ln 2, margin 0, gradient alive.
-
-    -log sigmoid is strictly convex, so a mean loss of ln 2 with a mean margin of 0 means that every margin is 0. It is
-    measured on the held-out pairs where there are some, so that their curve has its first point, else on trained ones.
-    Returns the measured loss, margin and gradient cosine. Raises DpoKitError otherwise.
-    """
-    probe = trainer.train_dataset.select(range(min(PROBE, len(trainer.train_dataset))))
+    probe = trainer.train_dataset.select(range(min(PROBE_PAIRS, len(trainer.train_dataset))))
     metrics = trainer.evaluate(trainer.eval_dataset or probe)
     loss, margin = metrics["eval_loss"], metrics["eval_rewards/margins"]
-    # in bf16 the reference's log-probs, computed in other batches, are rounded another way
+    # in bf16 the reference's log-probs, which were computed in other batches, are rounded in another way
     rounding = 1e-5 if trainer.model.dtype == torch.float32 else 0.02
     if not (math.isclose(loss, math.log(2), abs_tol=rounding) and math.isclose(margin, 0, abs_tol=rounding)):
         raise DpoKitError(
             f"at step 0 the loss is {loss:.6f} and the margin {margin:.6f}, not ln 2 = 0.693147 and 0: the reference "
             "is not the policy's start; train from the SFT adapter, not from one that DPO has moved"
         )
-    batch = next(iter(trainer.get_train_dataloader()))
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    cosine = assert_gradients_alive(trainer.model, {"input_ids": batch["input_ids"][:4], "labels": labels[:4]})
-    return {"loss": loss, "margin": margin, "gradient_cosine": cosine}
+    return {"loss": loss, "margin": margin, "gradient_cosine": check_gradients(trainer)}
+
+
+def last_rewards(trainer: GuardedDPOTrainer) -> dict[str, list[float]]:
+    """The rewards that the trained policy gives to the first pairs, by side, as training itself computes them.
+
+    Whoever loads the saved adapter can compare with them, and so prove that it is the trained one: see `release.prove`.
+    """
+    batch = trainer.probe_batch()
+    trainer.model.eval()
+    with torch.no_grad():
+        policy = trainer.sequence_logps(batch)
+    reference = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
+    chosen, rejected = (trainer.beta * (policy - reference)).chunk(2)
+    return {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
+
+
+class KlProbe(TrainerCallback):
+    """Logs KL(policy || reference) on the policy's own answers: before training, every `kl_every` steps, and after it.
+
+    With `evaluate` the trainer's held-out pairs are evaluated at the same steps, so that margin and KL can be compared.
+    """
+
+    def __init__(
+        self, arms: Arms, prompts: Sequence[Prompt], profile: Profile, log: MetricsLog, seed: int, *, evaluate: bool
+    ):
+        self.arms, self.prompts, self.log, self.every = arms, prompts, log, profile.dpo.kl_every
+        self.evaluate = evaluate
+        self.sampling = Sampling(1.0, seed, profile.pairs.max_new_tokens, profile.pairs.batch_size)
+
+    def measure(self, step: int) -> None:
+        """Write one row about answers that are sampled at temperature 1 to the metrics log.
+
+        `kl/sequence`, `kl/standard_error` and `kl/per_token` are in nats, `answers/length` is in tokens. The share that
+        ended in EOS is `answers/stop_rate`, and `answers/samples` holds the first few answers with their prompts.
+        """
+        if not self.prompts:
+            return
+        answers = sample_ids(self.arms, "default", self.prompts, self.sampling)
+        kl = kl_of_answers(self.arms, "default", "ref", self.prompts, answers, self.sampling.batch_size)
+        tokenizer, shown = self.arms.tokenizer, list(zip(self.prompts, answers, strict=True))[:SHOWN]
+        texts = [(prompt.text, tokenizer.decode(ids, skip_special_tokens=True)) for prompt, ids in shown]
+        row = {"step": step, **{f"kl/{name}": value for name, value in asdict(kl).items()}}
+        row["answers/length"] = sum(map(len, answers)) / len(answers)
+        row["answers/stop_rate"] = sum(tokenizer.eos_token_id in ids for ids in answers) / len(answers)
+        row["answers/samples"] = [{"prompt": prompt, "answer": answer} for prompt, answer in texts]
+        self.log.write(row)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == 0:  # the log of a resumed run has this row already
+            self.measure(0)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.measure(state.global_step)
+            control.should_evaluate = self.evaluate

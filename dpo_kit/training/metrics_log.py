@@ -1,4 +1,4 @@
-"""The metrics log: one JSON line for each logged step, on the disk before the next step begins."""
+"""The metrics log: one JSON line for each logged step, on the disk before the next step begins; and its reader."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
 
-CLOCKED = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # endings of what no seed decides
+TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # ends of names that no seed decides
 
 
 class MetricsLog(TrainerCallback):
-    """Appends what the trainer logs to a JSONL file, as it was: a NaN is written as NaN. It begins empty.
+    """Appends what the trainer logs to the JSONL file `path`, which begins empty. A NaN is written as NaN.
 
-    Each row has `step`, and the trainer's own names beside it (`loss`, `rewards/margins`, `eval_rewards/margins`, ...);
-    other measurements join the same file through `write`. Subscribers are told of each row once it is on the disk.
+    Each row has `step` beside the trainer's own names (`loss`, `rewards/margins`, `eval_rewards/margins`, ...). Other
+    measurements are added to the same file through `write`. Subscribers are called with a row once it is on the disk.
     """
 
     def __init__(self, path: Path):
@@ -29,11 +29,11 @@ class MetricsLog(TrainerCallback):
         path.unlink(missing_ok=True)
 
     def subscribe(self, on_row: Callable[[dict], None]) -> None:
-        """Call `on_row(row)` after every row, in the thread that trains; one that raises is told nothing more."""
+        """Call `on_row(row)` after every row, in the thread that trains. Whoever raises is not called again."""
         self._subscribers.append(on_row)
 
     def write(self, row: dict) -> None:
-        """Append one row, flush it to the disk, tell the subscribers. Raises DpoKitError where the disk is full."""
+        """Append a row, flush it to the disk, call the subscribers. Raises DpoKitError where it cannot be written."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -46,7 +46,7 @@ class MetricsLog(TrainerCallback):
         self._tell(row)
 
     def restore(self, content: bytes) -> None:
-        """Put back the log as it was when a checkpoint was made; subscribers are told of all its rows."""
+        """Put back the log as it was when a checkpoint was made. Subscribers are called with each of its rows."""
         write_atomically(self.path, content)
         for row in read_log(self.path):
             self._tell(row)
@@ -55,32 +55,33 @@ class MetricsLog(TrainerCallback):
         for on_row in list(self._subscribers):
             try:
                 on_row(row)
-            except Exception as error:  # training goes on without whoever watches it
+            except Exception as error:  # a view that fails must not end the training that it shows
                 self._subscribers.remove(on_row)
                 warnings.warn(f"{on_row} failed and is told nothing more of this run: {error!r}", stacklevel=2)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "train_runtime" not in (logs or {}):  # the last one sums up this process, which may have done only the end
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        # the trainer's last row sums up this process alone, which after a resume did only the end of the training
+        if "train_runtime" not in (logs or {}):
             self.write({"step": state.global_step, **(logs or {})})
 
 
 class Progress(TrainerCallback):
-    """A progress bar with the loss beside it, and nothing printed a line a step."""
+    """A progress bar with the loss beside it, in place of a printed line for each step."""
 
     def __init__(self, label: str):
         self.label = label
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step")
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in (logs or {}):
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.close()
 
 
@@ -99,15 +100,15 @@ def attach(trainer: Trainer, path: Path, label: str, callbacks: Sequence[Any] = 
     return log
 
 
-def timeless(rows: list[dict]) -> list[dict]:
-    """Rows without what a clock or the machine decides: with the same seed they are the same."""
-    return [{name: value for name, value in row.items() if not name.endswith(CLOCKED)} for row in rows]
+def without_timings(rows: list[dict]) -> list[dict]:
+    """Rows without speed, time and memory: what is left is the same in every run with the same seed."""
+    return [{name: value for name, value in row.items() if not name.endswith(TIMINGS)} for row in rows]
 
 
 def read_log(path: Path) -> list[dict]:
-    """The rows of a metrics log, or of a `trainer_state.json` that a stock trainer wrote, or of the folder of one.
+    """The rows of a metrics log, or of the `trainer_state.json` of a stock trainer (its path, or that of its folder).
 
-    A last line that was cut off while being written is left out.
+    A last line that was cut off while it was written is left out.
     Raises DpoKitError where there is no such file, or a `trainer_state.json` holds no log.
     """
     path = path / "trainer_state.json" if path.is_dir() else path
@@ -121,10 +122,10 @@ def read_log(path: Path) -> list[dict]:
         raise DpoKitError(f"{path}: no such log") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DpoKitError(f"{path}: not the state of a trainer ({error!r}); its `log_history` was expected") from None
-    return _whole_rows(text)
+    return _complete_rows(text)
 
 
-def _whole_rows(text: str) -> list[dict]:
+def _complete_rows(text: str) -> list[dict]:
     rows = []
     for line in text.splitlines():
         try:

@@ -1,25 +1,27 @@
 """After training: the adapter with its card, the proof that what was saved is what was trained, and merged models.
 
-Nothing here trusts the trainer that is still in memory. Base and adapters are loaded afresh, the pairs are tokenised
-afresh through the saved template, and rewards are computed with plain logits; they must be those that training ended
-with. A merge changes what is computed, and by how much depends on the base: an adapter that learnt on NF4 weights fits
-the dequantised ones, and meets others in the unquantised base.
+The proof uses nothing that is still in memory. It loads base and adapters again, tokenises the pairs again with the
+saved template, and computes rewards from plain logits. They must be the rewards that training ended with.
+
+A merged model computes something slightly different, and how different depends on the base. An adapter that was trained
+on NF4 weights fits the dequantised weights; the weights of the unquantised base are not those that it was trained on.
 """
 
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.files import write_atomically
+from dpo_kit.files import json_object, write_atomically
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import FINGERPRINT
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
@@ -27,16 +29,18 @@ from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair
 from dpo_kit.training.metrics_log import read_log
-from dpo_kit.training.trainers import ELSEWHERE, LOG, PROBE_ROWS
+from dpo_kit.training.trainers import LOG, OTHER_MACHINE, PROBE_ROWS
 
-EXACT = 1e-3  # nats of a log-prob sum in fp32, over another route than the trainer's; in bf16 ELSEWHERE holds
+IN_FP32 = 1e-3  # nats between log-prob sums that are computed in different ways in fp32; OTHER_MACHINE is for bf16
 CURVES = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 HELD_OUT = ("eval_rewards/margins", "eval_rewards/accuracies", "kl/sequence", "kl/per_token", "answers/stop_rate")
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the rewards of the reloaded adapter are from those that training ended with, in units of reward."""
+    """How far the rewards of the reloaded adapter are from those that training ended with: the largest distance on
+    `pairs` pairs, and the largest allowed one, both in units of reward.
+    """
 
     pairs: int
     distance: float
@@ -45,10 +49,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model: by how many nats its log-probs of whole answers differ from those of the adapter on its base."""
+    """A merged model, and by how many nats its log-probs of answers differ from those of the adapter on its base."""
 
-    base: str
-    folder: str
+    base: str  # "unquantised" or "dequantised", and the folder's name
     mean_difference: float
     largest_difference: float
     per_token: float
@@ -57,8 +60,10 @@ class Merged:
 def release_adapter(
     profile: Profile, root: Path, folder: Path, *, merge: bool = False, log: Callable[[str], None] = print
 ) -> Proof:
-    """Release `root/dpo/adapter` into `folder`: `adapter/` with its card, `proof.json`, and with `merge` `merged/` and
-    `merged.json`. Raises DpoKitError where the reloaded adapter does not give the rewards that training ended with.
+    """Copy `root/dpo/adapter` to `folder/adapter` and write its card and `proof.json`, after the proof.
+
+    With `merge` also write merged models under `merged/`, and `merged.json`. Raises DpoKitError where the reloaded
+    adapter does not give the rewards that training ended with; nothing is written then.
     """
     pairs = read_pairs(root / "pairs" / "pairs.jsonl")
     proof = prove(profile, pairs, root / "sft" / "adapter", root / "dpo")
@@ -78,19 +83,20 @@ def release_adapter(
 
 
 def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, trained: Path) -> Proof:
-    """Load base, policy and reference afresh and compare beta * (log pi - log pi_ref) with `trained/end.json`.
+    """Load base, policy and reference again and compare beta * (log pi - log pi_ref) with `trained/end.json`.
 
     Raises DpoKitError where they differ by more than rounding.
     """
     ended = json.loads((trained / "end.json").read_text(encoding="utf-8"))
     rows = list(pairs[: len(ended["chosen"])])
     arms = load_arms(profile, {"policy": trained / "adapter", "reference": sft_adapter})
-    policy, reference = (sums(arms, arm, rows) for arm in ("policy", "reference"))
+    policy, reference = (answer_logps(arms, arm, rows) for arm in ("policy", "reference"))  # (2B,) each
     found = profile.dpo.beta * (policy - reference)
     expected = torch.tensor([*ended["chosen"], *ended["rejected"]], dtype=torch.float64)
-    nats = EXACT if profile.model.compute_dtype == "float32" else ELSEWHERE
+    nats = IN_FP32 if profile.model.compute_dtype == "float32" else OTHER_MACHINE
+    # a reward is beta times the difference of two sums, each of which may be off by `nats`
     proof = Proof(len(rows), (found - expected).abs().max().item(), 2 * profile.dpo.beta * nats)
-    if not proof.distance <= proof.allowed:
+    if not proof.distance <= proof.allowed:  # written so that a NaN is refused
         raise DpoKitError(
             f"{trained / 'adapter'}: its rewards differ by {proof.distance:.2g} from those that training ended with: "
             "the adapter, the SFT adapter or the base is not the one that was trained; build the dpo stage again"
@@ -98,33 +104,29 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     return proof
 
 
-def sums(arms: Arms, arm: str, pairs: Sequence[PreferencePair]) -> Tensor:
-    """log pi(y | x) under an arm, float64 `(2B,)`: chosen answers, then rejected ones."""
-    with arms.use(arm) as model:
-        return sequence_logps(model, arms.tokenizer, pairs)
+def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair]) -> Tensor:
+    """log pi(y | x) of the answers, EOS included, under an arm: float64 `(2B,)` on the CPU, chosen ones first.
 
-
-def sequence_logps(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]
-) -> Tensor:
-    """The summed log-probs of the answers, EOS included, one sequence at a time: float64 `(2B,)` on the CPU."""
+    It is the sum of log-softmax over the answer's tokens, one sequence at a time, and shares no code with training.
+    """
     answers = [(pair, pair.chosen.text) for pair in pairs] + [(pair, pair.rejected.text) for pair in pairs]
-    return torch.stack([_logp(model, tokenizer, *_ids(tokenizer, pair, text)) for pair, text in answers])
-
-
-def _logp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: list[int], tail: list[int]) -> Tensor:
-    inputs, _ = pad_completions(tokenizer, [head], [tail])
-    with torch.no_grad():
-        logits = model(**{name: t.to(model.device) for name, t in inputs.items()}, logits_to_keep=len(tail) + 1).logits
-    logps = logits[0, :-1].float().log_softmax(dim=-1)
-    return logps.gather(1, torch.tensor(tail, device=logps.device)[:, None]).double().sum().cpu()
+    found = []
+    for head, tail in (_ids(arms.tokenizer, pair, text) for pair, text in answers):
+        inputs, _ = pad_completions(arms.tokenizer, [head], [tail])
+        with arms.use(arm) as model, torch.no_grad():
+            inputs = {name: t.to(model.device) for name, t in inputs.items()}
+            logits = model(**inputs, logits_to_keep=len(tail) + 1).logits[0, :-1]  # each predicts the next token
+        logps = logits.float().log_softmax(dim=-1)  # (tail, V)
+        found.append(logps.gather(1, torch.tensor(tail, device=logps.device)[:, None]).double().sum().cpu())
+    return torch.stack(found)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer as the chat template writes them."""
+    """The token ids of prompt and answer, as the chat template writes them."""
     head = prompt_ids(tokenizer, pair.prompt)
     chat = [*pair.prompt.chat(), {"role": "assistant", "content": text}]
-    whole = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    encoded: Any = tokenizer.apply_chat_template(chat, return_dict=True)
+    whole = encoded["input_ids"]
     if whole[: len(head)] != head:
         raise DpoKitError(f"pair {pair.prompt.id}: the chat template changes the prompt once an answer follows")
     return head, whole[len(head) :]
@@ -133,57 +135,40 @@ def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) ->
 # ---- merging ----------------------------------------------------------------------------------------------------
 
 
-def merge_adapter(
-    profile: Profile, adapter: Path, pairs: Sequence[PreferencePair], folder: Path, name: str = "dpo"
-) -> list[Merged]:
-    """Write the adapter merged into the unquantised and into the dequantised base, each a model of its own.
+def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePair], folder: Path) -> list[Merged]:
+    """Write two models with W + (alpha / r) B A in place of W: one from the unquantised base, one from the dequantised.
 
-    W + (alpha / r) B A in place of W; `pairs` are what the log-probs are compared on. An unquantised profile has one
-    base and so one merge.
+    Their log-probs are compared with the adapter's on `pairs`. An unquantised profile has one base, so one merge.
     """
-    arms = load_arms(profile, {name: adapter})
-    truth, tokens = sums(arms, name, pairs), _answer_tokens(arms.tokenizer, pairs)
-    del arms
-    bases = ("unquantised", "dequantised") if profile.model.quantize == "nf4" else ("unquantised",)
-    return [_merge(profile, adapter, pairs, folder / base, base, truth, tokens) for base in bases]
-
-
-def _merge(profile, adapter, pairs, folder, base, truth, tokens) -> Merged:
+    arms = load_arms(profile, {"dpo": adapter})
+    expected = answer_logps(arms, "dpo", pairs)  # (2B,)
+    sides = [(pair, side.text) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    tokens = sum(len(_ids(arms.tokenizer, *side)[1]) for side in sides) / len(sides)
+    del arms  # its memory is needed for the next base
     plain = profile.model_copy(update={"model": profile.model.model_copy(update={"quantize": "none"})})
-    model, tokenizer = load_base(plain if base == "unquantised" else profile)
-    if base == "dequantised":
-        model = _dequantised(model, getattr(torch, profile.model.compute_dtype))
-    model = add_adapter(model, "default", adapter).merge_and_unload()
-    model.config.use_cache = True
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    differences = (sequence_logps(model.eval(), tokenizer, pairs) - truth).abs()
-    mean = differences.mean().item()
-    return Merged(base, folder.name, mean, differences.max().item(), mean / tokens)
-
-
-def _dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with the weights that NF4 stands for, in plain layers; transformers says that they are not the
-    original ones, which is the point.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return model.dequantize(dtype=dtype)
-
-
-def _answer_tokens(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> float:
-    """The mean length of an answer in tokens."""
-    lengths = [len(_ids(tokenizer, pair, side.text)[1]) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    return sum(lengths) / len(lengths)
+    rows = []
+    for base in ("unquantised", "dequantised") if profile.model.quantize == "nf4" else ("unquantised",):
+        model, tokenizer = load_base(plain if base == "unquantised" else profile)
+        if base == "dequantised":
+            with warnings.catch_warnings():  # transformers warns that these are not the original weights
+                warnings.simplefilter("ignore")
+                model = model.dequantize(dtype=getattr(torch, profile.model.compute_dtype))
+        model = add_adapter(model, "default", adapter).merge_and_unload()
+        model.config.use_cache = True
+        model.save_pretrained(folder / base)
+        tokenizer.save_pretrained(folder / base)
+        differences = (answer_logps(Arms(model, tokenizer), "base", pairs) - expected).abs()
+        mean = differences.mean().item()
+        rows.append(Merged(base, mean, differences.max().item(), mean / tokens))
+    return rows
 
 
 # ---- the card ---------------------------------------------------------------------------------------------------
 
 
 def card(profile: Profile, root: Path, pairs: int, proof: Proof) -> str:
-    """The adapter's README: base, data, settings, the curves' ends, the proof, and the evaluation if there is one."""
-    origin = root / "dpo" / "adapter" / FINGERPRINT
-    hashes = json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else {}
+    """The adapter's README: base, data, settings, last metrics, the proof, and the evaluation if there is one."""
+    hashes = json_object(root / "dpo" / "adapter" / FINGERPRINT)
     libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes")
     return "\n".join([
         _front_matter(profile),
@@ -213,7 +198,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _public(name: str) -> str:
-    """A Hub id as it is; of a path here the last part, as the rest is nobody's business."""
+    """A Hub id as it is; of a local path only the last part, because the rest may tell what is private."""
     return name if _on_hub(name) else Path(name).name
 
 
@@ -221,22 +206,22 @@ def _held(profile: Profile) -> str:
     return "NF4 with double quantisation" if profile.model.quantize == "nf4" else profile.model.compute_dtype
 
 
-def _section(title: str, values: dict[str, object]) -> list[str]:
+def _section(title: str, values: Mapping[str, object]) -> list[str]:
     rows = [f"| {name} | {value} |" for name, value in values.items()]
     return [f"## {title}\n", "| | |\n| --- | --- |", *rows, ""] if rows else []
 
 
 def _audited(root: Path) -> dict[str, str]:
-    path = root / "pairs" / "audit.json"
-    if not path.is_file():
+    """What the audit found in external pairs, where they were audited."""
+    audit = json_object(root / "pairs" / "audit.json")
+    if not audit:
         return {}
-    audit = json.loads(path.read_text(encoding="utf-8"))
     found = ", ".join(f"{f['name']} {f['count']}" for f in audit["findings"] if f["drops"])
     return {"audit": f"{audit['kept']} of {audit['rows']} rows kept" + (f"; dropped for {found}" if found else "")}
 
 
 def _last(log: Sequence[dict]) -> dict[str, str]:
-    """The last value of each curve, with its step."""
+    """The last value of each metric, with its step."""
     ends = {name: row for row in log for name in (*CURVES, *HELD_OUT) if isinstance(row.get(name), (int, float))}
     ordered = [name for name in (*CURVES, *HELD_OUT) if name in ends]
     return {f"`{name}`": f"{ends[name][name]:.4g} at step {ends[name]['step']}" for name in ordered}
@@ -244,10 +229,7 @@ def _last(log: Sequence[dict]) -> dict[str, str]:
 
 def _evaluation(path: Path) -> dict[str, str]:
     """DPO against SFT from the report of `run` or `evaluate`, where there is one."""
-    if not path.is_file():
-        return {}
-    report = json.loads(path.read_text(encoding="utf-8"))
-    rows = {}
+    report, rows = json_object(path), {}
     for name, metric in report.get("metrics", {}).items():
         gain = metric.get("difference", {}).get("interval")
         if gain and report["primary"] == ["dpo", "sft"]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the arm that DPO starts from, and the reference it is measured against."""
+"""Supervised fine-tuning: the arm that DPO starts from, and the reference that it is compared with."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -9,14 +9,12 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from dpo_kit.models.loading import adapters_to_fp32, load_base, lora, save_adapter
-from dpo_kit.models.quantization import assert_gradients_alive
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
-from dpo_kit.training.arguments import common_arguments, identity
 from dpo_kit.training.checkpoints import Checkpoints
-from dpo_kit.training.guards import check_learning_rate, check_rows, check_trainable
+from dpo_kit.training.guards import check_gradients, check_learning_rate, check_rows, check_trainable
 from dpo_kit.training.metrics_log import attach
-from dpo_kit.training.trainers import LOG, CarefulSft
+from dpo_kit.training.trainers import LOG, GuardedSFTTrainer, common_arguments, refuse_several_processes, run_identity
 
 
 def train_sft(
@@ -31,35 +29,42 @@ def train_sft(
     stop: threading.Event | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train a LoRA adapter on demonstrations; only their tokens, EOS included, bear loss.
+    """Train a LoRA adapter on demonstrations. Only their tokens, EOS included, bear loss.
 
     Writes `adapter/` and `log.jsonl` in `folder`. Callbacks, checkpoints, resuming and stopping are as in `train_dpo`.
-    Raises DpoKitError where the gradient does not reach the lowest adapter, a row would teach not to stop, or a loss is
+    Raises DpoKitError where the gradient is not the right one, a row would teach the model not to stop, or a loss is
     not finite.
     """
-    model, tokenizer = load_base(profile)
+    refuse_several_processes()
+    trainer = sft_trainer(profile, prompts, demonstrations, folder, seed)
     rows = [_row(*row) for row in zip(prompts, demonstrations, strict=True)]
-    trainer = CarefulSft(
-        model,
-        args=SFTConfig(**common_arguments(profile, profile.sft, folder, seed)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=lora(profile),
-    )
-    adapters_to_fp32(trainer.model)
-    batch = next(iter(trainer.get_train_dataloader()))
-    assert_gradients_alive(trainer.model, {"input_ids": batch["input_ids"][:4], "labels": batch["labels"][:4]})
-    trainer.row_names = [prompt.id for prompt in prompts]
-    trainer.checkpoints = Checkpoints(
-        scratch or folder / "checkpoints", identity(profile, trainer.model, seed, rows, "sft"), log
-    )
+    made_for = run_identity(profile, trainer.model, seed, rows, "sft")
+    trainer.checkpoints = Checkpoints(scratch or folder / "checkpoints", made_for, log)
     trainer.metrics_log = attach(trainer, folder / LOG, "SFT", callbacks)
     check_rows(trainer)
     check_trainable(trainer.model)
     check_learning_rate(trainer.model, "sft", profile.sft)
+    check_gradients(trainer)
     trainer.run(stop)
     save_adapter(trainer.model, folder / "adapter")
 
 
-def _row(prompt: Prompt, demonstration: Response) -> dict:
+def sft_trainer(
+    profile: Profile, prompts: Sequence[Prompt], demonstrations: Sequence[Response], folder: Path, seed: int
+) -> GuardedSFTTrainer:
+    """TRL's trainer on the quantised base with a fresh adapter, which is held in fp32."""
+    model, tokenizer = load_base(profile)
+    trainer = GuardedSFTTrainer(
+        model,
+        args=SFTConfig(**common_arguments(profile, profile.sft, folder, seed)),
+        train_dataset=Dataset.from_list([_row(*row) for row in zip(prompts, demonstrations, strict=True)]),
+        processing_class=tokenizer,
+        peft_config=lora(profile),
+    )
+    trainer.row_names = [prompt.id for prompt in prompts]
+    adapters_to_fp32(trainer.model)
+    return trainer
+
+
+def _row(prompt: Prompt, demonstration: Response) -> dict[str, list[dict[str, str]]]:
     return {"prompt": prompt.chat(), "completion": [{"role": "assistant", "content": demonstration.text}]}

@@ -43,7 +43,7 @@ from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.preferences.judges import by_score
 from dpo_kit.preferences.sampling import make_pairs, sample_twice
 from dpo_kit.profiles import load_profile
-from dpo_kit.training.arguments import common_arguments
+from dpo_kit.training.trainers import common_arguments
 from dpo_kit.triage import reports, rubric
 from dpo_kit.views.style import show
 from dpo_kit.workbook.exercises import loss_and_gradient as exercises

@@ -103,3 +103,29 @@ def test_probabilities_of_many_keys_are_not_kept(layout, monkeypatch):
     assert largest() == 9
     monkeypatch.setattr(module, "KEPT", 5)
     assert largest() == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_another_attention_is_taken_only_if_result_and_gradients_agree(dtype, monkeypatch):
+    """This decides on a GPU whether torch's variable-length kernel is used."""
+
+    def scaled(query, key, value, layout, scale):
+        return 1.1 * attend_by_tiles(query, key, value, layout, scale)
+
+    def without_keys(query, key, value, layout, scale):
+        return attend_by_tiles(query, key.detach(), value, layout, scale) + 0 * key.sum()
+
+    def wrong_result_alone(query, key, value, layout, scale):
+        right = attend_by_tiles(query, key, value, layout, scale)
+        return right + 0.1 * right.detach()
+
+    with torch.no_grad():  # as it may be called
+        assert module.same_attention(reference_attention, attend_by_tiles, torch.device("cpu"), dtype)
+        for wrong in (scaled, without_keys, wrong_result_alone):
+            assert not module.same_attention(wrong, attend_by_tiles, torch.device("cpu"), dtype)
+
+
+def reference_attention(query, key, value, layout, scale):
+    """`one_by_one` with the default scale of 64 numbers a head."""
+    doubled = [t.double() for t in (query * (64**-0.5 / 0.3), key, value)]
+    return one_by_one(*doubled, layout).to(query.dtype)

@@ -1,7 +1,9 @@
 """A checkpoint counts when every byte is as it was written, and in no other case."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,35 @@ def test_the_manifest_names_every_file_its_size_and_what_the_checkpoint_is_for(s
     assert (sealed["step"], sealed["steps"]) == (3, 9)
     assert sealed["made_for"] == json.loads(json.dumps(saver.made_for))
     assert damage_in(folder) is None
+
+
+def test_files_reach_the_disk_before_their_manifest_and_that_before_the_name(saver, monkeypatch):
+    """Else a loss of power could leave a manifest, or a finished name, without what it promises."""
+    events, own = [], {"rename": Path.rename, "replace": Path.replace}
+
+    def moved(kind):
+        def move(source, target):
+            events.append((kind, Path(target).name))
+            return own[kind](source, target)
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(("fsync", os.fstat(descriptor).st_ino)))
+    for kind in own:
+        monkeypatch.setattr(Path, kind, moved(kind))
+    folder = saver.save(3)
+
+    def flushed(path):
+        return [i for i, event in enumerate(events) if event == ("fsync", path.stat().st_ino)]
+
+    sealed, named = events.index(("replace", MANIFEST)), events.index(("rename", folder.name))
+    assert sealed < named
+    for name in FILES:
+        assert flushed(folder / name)[0] < sealed, name
+    assert flushed(folder / MANIFEST)[0] < sealed, "the manifest has its content before it has its name"
+    for inside in (folder / "ref", folder):
+        assert sealed < flushed(inside)[-1] < named, "the lists of names, too"
+    assert flushed(folder.parent)[-1] > named
 
 
 def test_the_newest_by_number_is_taken_not_by_name(saver):

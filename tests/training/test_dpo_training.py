@@ -13,7 +13,7 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import add_adapter, load_base
 from dpo_kit.training.dpo import check_start, dpo_trainer, train_dpo
 from dpo_kit.training.metrics_log import MetricsLog, read_log
-from dpo_kit.training.sft import train_sft
+from dpo_kit.training.sft import sft_trainer, train_sft
 from dpo_kit.triage.demonstrations import Noise, demonstrate
 
 
@@ -63,6 +63,49 @@ def test_a_policy_that_does_not_start_at_its_reference_is_refused(small_run, tmp
         weight.data.mul_(1.05)
     with pytest.raises(DpoKitError, match="the reference is not the policy's start"):
         check_start(moved)
+
+
+@pytest.mark.parametrize(
+    ("loss", "margin"), [(0.8, 0.0), (math.log(2), 0.5), (float("nan"), 0.0), (math.log(2), float("nan"))]
+)
+def test_neither_ln_2_nor_a_margin_of_zero_is_enough_alone(trainer, monkeypatch, loss, margin):
+    """Margins of 1 and -1 have mean 0 and loss 0.81; a loss that is offset may be ln 2 at another margin."""
+    monkeypatch.setattr(trainer, "evaluate", lambda data: {"eval_loss": loss, "eval_rewards/margins": margin})
+    with pytest.raises(DpoKitError, match=rf"at step 0 the loss is {loss:.6f} and the margin {margin:.6f}, not ln 2"):
+        check_start(trainer)
+
+
+def test_the_gradient_is_checked_before_the_first_step(trainer, monkeypatch):
+    def refuse(trainer):
+        raise DpoKitError("the gradients of training differ")
+
+    monkeypatch.setattr("dpo_kit.training.dpo.check_gradients", refuse)
+    with pytest.raises(DpoKitError, match="the gradients of training differ"):
+        check_start(trainer)
+
+
+def test_sft_checks_the_gradient_before_its_first_step(small_profile, incidents, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(trainer):
+        asked.append(trainer.state.global_step)
+        raise DpoKitError("the gradients of training differ")
+
+    monkeypatch.setattr("dpo_kit.training.sft.check_gradients", refuse)
+    with pytest.raises(DpoKitError, match="the gradients of training differ"):
+        train_sft(small_profile, incidents[:4], demonstrate(incidents[:4], Noise(), 0), tmp_path, seed=0)
+    assert asked == [0]
+
+
+def test_the_stock_forward_is_said(small_run, tmp_path, monkeypatch):
+    """The log says why the fast path is not used, and the training is TRL's."""
+    for module in ("fast", "dpo"):
+        monkeypatch.setattr(f"dpo_kit.training.{module}.unsupported_reason", lambda model: "it has a reason")
+    work, profile, _ = small_run
+    pairs, said = read_pairs(work / "pairs" / "pairs.jsonl")[:4], []
+    train_dpo(profile, pairs, work / "sft" / "adapter", [], tmp_path, seed=0, log=said.append)
+    assert said[0] == "TRL's own forward is used, not the fast one: it has a reason"
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_log_begins_at_ln_2_and_holds_every_step_and_the_kl(small_run):
@@ -168,22 +211,12 @@ def test_a_saved_adapter_gives_back_the_trained_model(small_run):
     assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
 
 
-def test_sft_bears_loss_on_the_demonstration_and_its_eos_only(small_profile, incidents, tmp_path, monkeypatch):
-    from transformers import AutoTokenizer
-
-    seen = {}
-
-    def stop_at_the_first_batch(model, inputs):
-        seen.update(inputs)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dpo_kit.training.sft.assert_gradients_alive", stop_at_the_first_batch)
+def test_sft_bears_loss_on_the_demonstration_and_its_eos_only(small_profile, incidents, tmp_path):
     prompts = incidents[:4]
     demonstrations = demonstrate(prompts, Noise(), 0)
-    with pytest.raises(KeyboardInterrupt):
-        train_sft(small_profile, prompts, demonstrations, tmp_path, seed=0)
-    tokenizer = AutoTokenizer.from_pretrained(small_profile.model_path)
-    trained = {tokenizer.decode(row[row >= 0]) for row in seen["labels"]}
+    trainer = sft_trainer(small_profile, prompts, demonstrations, tmp_path, seed=0)
+    labels = next(iter(trainer.get_train_dataloader()))["labels"]
+    trained = {trainer.processing_class.decode(row[row >= 0]) for row in labels}
     assert trained == {demonstration.text + "<|end|>" for demonstration in demonstrations}
 
 

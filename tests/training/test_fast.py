@@ -1,6 +1,9 @@
 """The fast path gives TRL's numbers: log-probs, losses, metrics and gradients, whatever the batch looks like."""
 
 import copy
+import re
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +15,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from trl import DPOConfig, DPOTrainer
 
 from dpo_kit.profiles import ROOT
-from dpo_kit.training.fast import FastDPOTrainer, self_test, unsupported_reason
+from dpo_kit.training import fast as module
+from dpo_kit.training.branches import Branches
+from dpo_kit.training.fast import AdaptedLinear, FastDPOTrainer, disagreement, unsupported_reason
+from dpo_kit.training.token_scores import ScoreTokens, score
 
 SHAPE = {
     "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -67,7 +73,8 @@ def trainer(kind, tokenizer, mode, *, checkpointing=False, shape=None, **options
     made = kind(
         model, reference,
         DPOConfig(
-            output_dir="unused", per_device_train_batch_size=4, max_length=MAX_LENGTH, bf16=False, use_cpu=True,
+            output_dir="unused", per_device_train_batch_size=4, max_length=MAX_LENGTH, use_cpu=True,
+            bf16=options.pop("bf16", False),
             gradient_checkpointing=checkpointing, disable_tqdm=True, logging_steps=1, save_strategy="no",
             label_smoothing=0.1, learning_rate=3e-3,
             discopop_tau=1.0,  # the default 0.05 multiplies the rounding of log-probs by twenty
@@ -115,11 +122,13 @@ def test_every_loss_has_trls_value_gradient_and_metrics(tokenizer, rows, mode, c
     stock = trainer(DPOTrainer, tokenizer, mode, checkpointing=checkpointing)
     whole, cut = (
         trainer(FastDPOTrainer, tokenizer, mode, checkpointing=checkpointing, max_tokens=budget)
-        for budget in (None, 60)
+        for budget in (None, 90)
     )
     assert whole.stock_reason is None
     batch = stock.data_collator(rows)
-    assert len(cut._groups(batch)) > 2, "the budget must cut this batch"
+    sizes = [len(group) for group in cut._groups(batch)]
+    assert len(sizes) > 2, "the budget must cut this batch"
+    assert len(set(sizes)) > 1, "groups of one size would have weights 1 / groups as well as n_i / N"
     for loss in LOSSES:
         for made in (stock, whole, cut):
             made.loss_types = [loss]
@@ -164,12 +173,156 @@ def test_adapters_of_another_kind_have_trls_value(tokenizer, rows, lora, plain):
     assert_same_step(stock, fast, stock.data_collator(rows))
 
 
+BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
+
+
+# ---- the comparison before the fast forward is installed --------------------------------------------------------
+
+
+def state(model):
+    """Everything that an installed fast forward changes."""
+    changed = [name for name, module in model.named_modules() if "forward" in vars(module)]
+    return model.forward, model.config._attn_implementation, changed, model.training
+
+
+@pytest.mark.parametrize(
+    "autocast", [nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)], ids=["fp32", "bf16"]
+)
+@pytest.mark.parametrize("mode", ["adapter", "full"])
+def test_it_only_compares_and_leaves_the_model_as_it_was(tokenizer, mode, autocast, monkeypatch):
+    stock = trainer(DPOTrainer, tokenizer, mode)
+    model = stock.model.get_base_model() if mode == "adapter" else stock.model
+    model.eval()
+    before = state(model)
+    assert disagreement(model, autocast) is None
+    assert state(model) == before
+    monkeypatch.setattr(module, "_score_pairs", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        disagreement(model, autocast)
+    assert state(model) == before, "also after an error of another kind"
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_adapters_in_bf16_on_a_model_in_fp32_are_no_reason_against_it(tokenizer):
     stock = trainer(DPOTrainer, tokenizer, "adapter")
     for name, parameter in stock.model.named_parameters():
         if "lora" in name:
             parameter.data = parameter.data.bfloat16()
-    assert self_test(stock.model.get_base_model()) is None
+    assert disagreement(stock.model.get_base_model()) is None
+
+
+def wrong_scores(hidden, head, labels):
+    """Log-probs of the hidden states' neighbours: each token is scored one place too late."""
+    return score(hidden.roll(1, dims=0), head, labels)
+
+
+def half(backward, field):
+    """A backward that returns half of one of its gradients."""
+
+    def wrong(ctx, *gradients):
+        found = list(backward(ctx, *gradients))
+        found[field] = None if found[field] is None else 0.5 * found[field]
+        return tuple(found)
+
+    return staticmethod(wrong)
+
+
+SPOILT = {
+    "forward": (module, "score", wrong_scores, "log-probs differ from TRL's by"),
+    "A": (
+        AdaptedLinear,
+        "backward",
+        half(AdaptedLinear.backward, 2),
+        r"the gradient of .*_proj has cosine",
+    ),
+    "hidden": (AdaptedLinear, "backward", half(AdaptedLinear.backward, 0), r"the gradient of .*_proj has cosine"),
+    "head": (
+        ScoreTokens,
+        "backward",
+        half(ScoreTokens.backward, 0),
+        r"the gradient of .* cosine 1.*length 0\.5",
+    ),
+    "layout": (Branches, "attended", property(lambda self: 0, lambda self, value: None), "does not go through"),
+}
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16 by autocast"])
+@pytest.mark.parametrize("part", SPOILT)
+def test_a_wrong_forward_or_backward_is_a_reason_against_it(tokenizer, rows, part, bf16, monkeypatch):
+    """The trainer says why, and trains as TRL's does."""
+    owner, name, wrong, reason = SPOILT[part]
+    monkeypatch.setattr(owner, name, wrong, raising=False)
+    stock, fast = (trainer(kind, tokenizer, "adapter", bf16=bf16) for kind in (DPOTrainer, FastDPOTrainer))
+    assert re.search(reason, fast.stock_reason)
+    assert not replaced(fast)
+    batch = stock.data_collator(rows)
+    with stock.accelerator.autocast():
+        assert step(fast, batch)[0] == step(stock, batch)[0]
+
+
+def test_what_differs_in_train_mode_alone_is_found(tokenizer):
+    """Attention's own dropout is no layer that `unsupported_reason` could find, and does nothing in eval mode."""
+    stock = trainer(DPOTrainer, tokenizer, "adapter", shape=LlamaConfig(**SHAPE, attention_dropout=0.5))
+    assert unsupported_reason(stock.model) is None
+    stock.model.eval()
+    assert "differ" in disagreement(stock.model.get_base_model())
+
+
+def test_the_comparison_knows_the_autocast_of_training(tokenizer, monkeypatch):
+    used = []
+
+    def look(model, autocast):
+        with autocast():
+            used.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+
+    monkeypatch.setattr(module, "disagreement", look)
+    for bf16 in (False, True):
+        trainer(FastDPOTrainer, tokenizer, "adapter", bf16=bf16)
+    assert used == [False, torch.bfloat16]
+
+
+def test_it_is_compared_once_and_installed_once(tokenizer, monkeypatch):
+    """TRL precomputes references while the trainer is being built: then it is decided, and not once more later."""
+    calls = []
+    monkeypatch.setattr(module, "disagreement", lambda *_: calls.append("compared"))
+    monkeypatch.setattr(module, "install", lambda model: calls.append("installed") or (lambda: calls.append("removed")))
+    made = trainer(FastDPOTrainer, tokenizer, "full")
+    assert calls == ["compared", "installed", "installed"], "the policy and its reference"
+    made._choose_forward()
+    assert len(calls) == 3
+    with made.stock_forward():
+        assert calls[3:] == ["removed"] * 2
+    assert calls[5:] == ["installed"] * 2
+
+
+def test_in_several_processes_it_is_trls_trainer(tokenizer, monkeypatch):
+    monkeypatch.setattr(DPOConfig, "world_size", property(lambda self: 2))
+    assert trainer(FastDPOTrainer, tokenizer, "adapter").stock_reason == "it runs in several processes"
+
+
+def test_every_group_has_to_log_one_value_of_each_metric(tokenizer, rows, monkeypatch):
+    """Else the batch's mean would be taken over values that belong to no group."""
+    cut = trainer(FastDPOTrainer, tokenizer, "adapter", max_tokens=90)
+    right = DPOTrainer._compute_loss
+
+    def twice(self, *args):
+        self._metrics["train"]["entropy"].append(0.0)
+        return right(self, *args)
+
+    monkeypatch.setattr(DPOTrainer, "_compute_loss", twice)
+    with pytest.raises(AssertionError, match=r"(\d) groups logged \d+ values of entropy, not one each"):
+        step(cut, cut.data_collator(rows))
+
+
+def test_metrics_of_earlier_steps_stay_as_they_are(tokenizer, rows):
+    """With accumulation several steps are logged together; the groups of one must not be averaged with another."""
+    whole, cut = (trainer(FastDPOTrainer, tokenizer, "adapter", max_tokens=budget) for budget in (None, 90))
+    for made in (whole, cut):
+        for _ in range(2):
+            made.training_step(made.model, made.data_collator(rows))
+    for name, values in whole._metrics["train"].items():
+        assert len(values) == (1 if name == "num_tokens" else 2)
+        assert cut._metrics["train"][name] == pytest.approx(values, rel=1e-4, abs=1e-4)
 
 
 def test_a_merged_or_disabled_adapter_is_peft_s_own_matter(tokenizer, rows):

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM
 
+from dpo_kit import pipeline
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import base_fingerprint
@@ -127,7 +128,7 @@ def test_pad_as_eos_is_harmless_where_the_mask_knows_positions_and_refused_where
         return classic([{"input_ids": row["prompt_ids"] + row[side]} for side in SIDES for row in rows])
 
     trainer.data_collator = collate
-    with pytest.raises(BadRow, match="the mask leaves EOS out, as padding is the same token"):
+    with pytest.raises(BadRow, match="the mask leaves EOS out, because padding is the same token"):
         check_rows(trainer)
 
 
@@ -154,8 +155,19 @@ def test_a_weight_in_bf16_is_refused_because_small_updates_leave_it_where_it_is(
     check_trainable(trainer.model)
     name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
     parameter.data = parameter.data.bfloat16()
-    with pytest.raises(DpoKitError, match=f"1 trained weights are too coarse to move, such as {name}"):
+    with pytest.raises(DpoKitError) as refused:
         check_trainable(trainer.model)
+    assert str(refused.value) == (
+        f"1 trained weights are too coarse for small updates, such as {name} (torch.bfloat16); "
+        "keep adapters in fp32 (`adapters_to_fp32`)"
+    )
+
+
+def test_a_model_in_which_nothing_is_trained_is_refused_with_advice_of_its_own(build):
+    model = build().model.requires_grad_(False)
+    with pytest.raises(DpoKitError) as refused:
+        check_trainable(model)
+    assert str(refused.value) == "no weight is trained; load the adapter with trainable=True before training"
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +264,49 @@ def test_a_rate_that_blows_the_model_up_is_stopped_and_logged_as_it_was(small_ru
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_though_loss_and_margin_are_finite(build):
+    trainer = build()
+    weights = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    start = {n: p.detach().clone() for n, p in weights.items()}
+    next(iter(weights.values())).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DpoKitError, match=r"step 1: loss 0\.693\d*, gradient norm nan, margin 0; nothing was learnt"):
+        trainer.run()
+    assert all(torch.equal(weights[n], before) for n, before in start.items())
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+
+def test_several_processes_are_refused_before_anything_is_loaded(small_profile, incidents, tmp_path, monkeypatch):
+    """Each would train on full batches and write the same log. One line says so, in every way to start a training."""
+
+    def load(profile):
+        raise AssertionError("a model was loaded")
+
+    for module in ("sft", "dpo"):
+        monkeypatch.setattr(f"dpo_kit.training.{module}.load_base", load)
+    prompts = incidents[:4]
+    given = {**small_profile.data.model_dump(), "pairs": str(tmp_path / "pairs.jsonl"), "heldout": 0.5}
+    own = small_profile.model_copy(update={"data": type(small_profile.data)(**given)})
+    lines = [{"prompt": f"Question {n}?", "chosen": f"Yes, {n}.", "rejected": f"No, not {n}."} for n in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    starts = {
+        "train_sft": lambda: train_sft(small_profile, prompts, demonstrate(prompts, Noise(), 0), tmp_path, 0),
+        "train_dpo": lambda: train_dpo(small_profile, [], tmp_path, [], tmp_path, 0),
+        "run": lambda: pipeline.run(small_profile, tmp_path / "run", log=lambda line: None),
+        "train": lambda: pipeline.train(own, tmp_path / "train", log=lambda line: None),
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for start in starts.values():
+        with pytest.raises(DpoKitError, match="WORLD_SIZE = 2: training in several processes is not supported") as said:
+            start()
+        assert len(str(said.value).splitlines()) == 1
+    for alone in ("1", ""):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            starts["train_dpo"]()
+
+
 # ---- which base an adapter is for -------------------------------------------------------------------------------
 
 
@@ -288,6 +343,31 @@ def test_a_training_of_a_large_base_shows_in_a_sample_of_its_weights(base, monke
     assert base_fingerprint(model)["weights"] != before["weights"]
     save_file(weights, path, metadata={"format": "pt"})
     assert base_fingerprint(model) == before
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "layers.3.mlp.down_proj"])
+@pytest.mark.parametrize("whole", [True, False], ids=["read as a whole", "read in samples"])
+def test_a_base_that_was_changed_early_or_late_alone_is_another(small_run, base, monkeypatch, part, whole):
+    if not whole:
+        monkeypatch.setattr("dpo_kit.models.identity.WHOLE", 0)
+    profile = base()
+    model, _ = load_base(profile)
+    before = base_fingerprint(model)
+    path = next((ROOT / profile.model.path).glob("*.safetensors"))
+    weights = load_file(path)
+    changed = {n: w * 1.01 if part in n else w for n, w in weights.items()}
+    assert sum(not torch.equal(changed[n], weights[n]) for n in weights) == 1
+    save_file(changed, path, metadata={"format": "pt"})
+    assert base_fingerprint(model)["weights"] != before["weights"]
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
+def test_an_adapter_that_leaves_a_part_of_its_base_unsaid_is_refused(small_run, tmp_path, part):
+    adapter = shutil.copytree(small_run[0] / "sft" / "adapter", tmp_path / "adapter")
+    said = json.loads((adapter / "base.json").read_text())
+    (adapter / "base.json").write_text(json.dumps({name: value for name, value in said.items() if name != part}))
+    with pytest.raises(DpoKitError, match=f"trained on another base, whose {part} differ"):
+        add_adapter(load_base(small_run[1])[0], "sft", adapter)
 
 
 def test_the_same_base_elsewhere_and_unquantised_is_the_same_base(small_run, base):

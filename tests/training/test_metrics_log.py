@@ -1,12 +1,13 @@
 """The log is durable, tells whoever listens, and is read back from stock trainers too."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.training.metrics_log import MetricsLog, read_log, timeless
+from dpo_kit.training.metrics_log import MetricsLog, read_log, without_timings
 
 
 def test_subscribers_hear_a_row_once_it_is_on_the_disk(tmp_path):
@@ -14,6 +15,24 @@ def test_subscribers_hear_a_row_once_it_is_on_the_disk(tmp_path):
     log.subscribe(lambda row: heard.append((row, read_log(tmp_path / "log.jsonl"))))
     log.write({"step": 1, "loss": 0.5})
     assert heard == [({"step": 1, "loss": 0.5}, [{"step": 1, "loss": 0.5}])]
+
+
+def test_a_row_is_flushed_to_the_disk_before_anybody_hears_of_it(tmp_path, monkeypatch):
+    """What the process hands to the system is lost with the power; `fsync` is what puts it on the disk."""
+    log, events = MetricsLog(tmp_path / "log.jsonl"), []
+
+    def fsync(descriptor):
+        state = os.fstat(descriptor)
+        assert state.st_ino == log.path.stat().st_ino
+        events.append(f"{state.st_size} bytes on the disk")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.subscribe(lambda row: events.append(f"heard of {row}"))
+    log.write({"step": 1})
+    log.write({"step": 2})
+    size = len('{"step": 1}\n')
+    expected = [f"{size} bytes on the disk", "heard of {'step': 1}", f"{2 * size} bytes on the disk"]
+    assert events == [*expected, "heard of {'step': 2}"]
 
 
 def test_a_subscriber_that_fails_is_left_out_and_the_log_goes_on(tmp_path):
@@ -84,4 +103,4 @@ def test_what_a_clock_decides_is_left_out_of_a_comparison():
             "eval_steps_per_second": 2.0,
         }
     ]
-    assert timeless(rows) == [{"step": 1, "loss": 0.5}]
+    assert without_timings(rows) == [{"step": 1, "loss": 0.5}]

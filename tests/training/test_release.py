@@ -13,8 +13,8 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_arms, load_base
-from dpo_kit.models.quantization import quantized_layers, whole
-from dpo_kit.training.release import merge_adapter, prove, sums
+from dpo_kit.models.quantization import dequantized, quantized_layers
+from dpo_kit.training.release import answer_logps, merge_adapter, prove, release_adapter
 from dpo_kit.workspace import Workspace
 
 
@@ -67,6 +67,16 @@ def test_a_nan_is_no_agreement(run, tmp_path):
         prove(profile, pairs, root / "sft" / "adapter", spoilt(run, tmp_path, float("nan")))
 
 
+def test_nothing_is_released_that_is_not_proved(run, tmp_path):
+    root, profile, _ = run
+    for part in ("pairs", "sft"):
+        shutil.copytree(root / part, tmp_path / part)
+    spoilt(run, tmp_path, 1.05)
+    with pytest.raises(DpoKitError, match="its rewards differ by"):
+        release_adapter(profile, tmp_path, tmp_path / "release", log=lambda line: None)
+    assert not (tmp_path / "release").exists()
+
+
 def test_the_released_adapter_is_the_trained_one_with_a_card_and_safetensors_only(run, released):
     kept = hashes(run[0] / "dpo" / "adapter", skip=("README.md",))
     assert hashes(released / "adapter", skip=("README.md",)) == kept
@@ -97,7 +107,7 @@ def test_a_merge_is_the_base_plus_the_adapters_product(run, released):
         weights[f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight"].double() for side in ("A", "B")
     )
     change = profile.model.lora_alpha / profile.model.lora_r * b @ a
-    nf4 = whole(quantized_layers(load_base(profile)[0])[0].weight, torch.float32)
+    nf4 = dequantized(quantized_layers(load_base(profile)[0])[0].weight, torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(profile.model_path, dtype=torch.float32)
     stored = plain.model.layers[0].self_attn.q_proj.weight.detach()
     for base, before in (("dequantised", nf4), ("unquantised", stored)):
@@ -115,7 +125,8 @@ def test_merged_models_load_alone_and_differ_as_far_as_is_said(run, released):
     for base in rows:
         plain = {"path": str(released / "merged" / base), "quantize": "none"}
         alone = profile.model_copy(update={"model": profile.model.model_copy(update=plain)})
-        again[base] = (sums(load_arms(alone, {}), "base", pairs[:8]) - sums(arms, "dpo", pairs[:8])).abs()
+        merged = answer_logps(load_arms(alone, {}), "base", pairs[:8])
+        again[base] = (merged - answer_logps(arms, "dpo", pairs[:8])).abs()
     for base, row in rows.items():
         assert again[base].mean().item() == pytest.approx(row["mean_difference"], abs=1e-4)
 
@@ -123,8 +134,6 @@ def test_merged_models_load_alone_and_differ_as_far_as_is_said(run, released):
 def test_an_unquantised_profile_has_one_merge_and_it_is_exact(run, tmp_path):
     root, profile, pairs = run
     model = profile.model.model_copy(update={"quantize": "none"})
-    (only,) = merge_adapter(
-        profile.model_copy(update={"model": model}), root / "dpo" / "adapter", pairs[:2], tmp_path, "any_name"
-    )
+    (only,) = merge_adapter(profile.model_copy(update={"model": model}), root / "dpo" / "adapter", pairs[:2], tmp_path)
     assert only.base == "unquantised"
     assert only.largest_difference < 1e-3

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from dpo_kit.errors import DpoKitError
@@ -20,9 +21,9 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import ROOT
 from dpo_kit.training.checkpoints import damage_in, manifest
 from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.interruption import TrainingStopped
-from dpo_kit.training.metrics_log import read_log, timeless
+from dpo_kit.training.metrics_log import read_log, without_timings
 from dpo_kit.training.sft import train_sft
+from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.triage.demonstrations import Noise, demonstrate
 
 
@@ -74,7 +75,7 @@ class At(TrainerCallback):
 
 
 def assert_equal_runs(found, whole):
-    assert timeless(read_log(found / "log.jsonl")) == timeless(read_log(whole / "log.jsonl"))
+    assert without_timings(read_log(found / "log.jsonl")) == without_timings(read_log(whole / "log.jsonl"))
     assert hashes(found / "adapter") == hashes(whole / "adapter")
 
 
@@ -89,7 +90,8 @@ def test_a_stop_saves_within_the_step_and_the_run_goes_on_bit_for_bit(dpo, stopp
     resumed = dpo(tmp_path / "resumed", scratch=scratch, callbacks=[watcher], log=said.append)
     assert said == ["checkpoint-5: verified, going on from it"]
     assert_equal_runs(resumed, whole)
-    assert timeless(heard)[-len(read_log(whole / "log.jsonl")) :] == timeless(read_log(whole / "log.jsonl"))
+    expected = without_timings(read_log(whole / "log.jsonl"))
+    assert without_timings(heard)[-len(expected) :] == expected
 
 
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(dpo, stopped, whole, tmp_path):
@@ -119,6 +121,18 @@ def test_other_pairs_do_not_go_on_from_these_checkpoints(dpo, stopped, tmp_path)
     with pytest.raises(TrainingStopped, match="stopped at step 1 of 6"):
         other(folder, stop=stop, log=said.append)
     assert said[0] == "checkpoint-5: passed over, it is of another run, which differs in data_sha256"
+
+
+def test_another_reference_does_not_go_on_from_these_checkpoints(dpo, stopped, tmp_path):
+    """The SFT adapter is the policy's start and the reference: with another one this is another run."""
+    folder, said, stop = shutil.copytree(stopped, tmp_path / "run"), [], threading.Event()
+    other = shutil.copytree(dpo.work / "sft" / "adapter", tmp_path / "sft")
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({n: 1.001 * w for n, w in weights.items()}, other / "adapter_model.safetensors", {"format": "pt"})
+    stop.set()
+    with pytest.raises(TrainingStopped, match="stopped at step 1 of 6"):
+        dpo(folder, sft=other, stop=stop, log=said.append)
+    assert said[0] == "checkpoint-5: passed over, it is of another run, which differs in reference_sha256"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from dpo_kit.profiles import ROOT
-from dpo_kit.training.interruption import TrainingStopped
 from dpo_kit.training.metrics_log import read_log
+from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.views.dashboard import Dashboard, samples_html, show_training
 from dpo_kit.views.training import dashboard_figure, smoothed, training_curves, warnings_in
 

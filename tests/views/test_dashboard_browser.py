@@ -22,7 +22,7 @@ from pathlib import Path
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import load_profile
 from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.interruption import TrainingStopped
+from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.dashboard import Dashboard, show_training
 

@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo_kit.models.loading import load_base, lora
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import PreferencePair, Response, Verdict
-from dpo_kit.training.arguments import common_arguments
+from dpo_kit.training.trainers import common_arguments
 from dpo_kit.triage.demonstrations import Noise, demonstrate
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.workbook import from_scratch
