@@ -34,7 +34,7 @@ from IPython.display import HTML
 from transformers import AutoTokenizer
 
 from dpo_kit import pipeline
-from dpo_kit.evaluation.statistics import agreement, kappa, position_bias
+from dpo_kit.evaluation.statistics import position_bias
 from dpo_kit.jsonl import read_pairs, read_records, write_pairs
 from dpo_kit.models.generation import count_stops
 from dpo_kit.models.loading import load_arms
@@ -59,6 +59,7 @@ from dpo_kit.workbook.exercises.preference_data import (
     check_split,
 )
 from dpo_kit.workbook.figures.preference import judges_compared
+from dpo_kit.workbook.statistics import agreement, kappa
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()
