@@ -58,7 +58,6 @@ from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
-from dpo_kit.views.style import show
 from dpo_kit.views.tables import (
     arm_name,
     controls_html,
@@ -74,6 +73,7 @@ from dpo_kit.workbook.exercises.three_way_eval import check_holm, check_pairing,
 from dpo_kit.workbook.figures.evaluation import rate_by_k, rates_compared, spread_by_size, verdict_shares
 from dpo_kit.workbook.figures.theory import lines
 from dpo_kit.workbook.reflection import reflection
+from dpo_kit.workbook.show import show
 from dpo_kit.workbook.statistics import decisive_prompts_needed, kappa, prompts_needed
 from dpo_kit.workspace import Workspace, default_workdir
 
