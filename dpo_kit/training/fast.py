@@ -36,8 +36,9 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_kit.models.quantization import dequantized
+from dpo_kit.models.store import Store
 from dpo_kit.training.branches import Branches, branch_attention
-from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
+from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys, reference_identity
 from dpo_kit.training.token_scores import score
 
 ATTENTION = "dpo_kit_branches"
@@ -372,7 +373,7 @@ class FastDPOTrainer(DPOTrainer):
             batch = {k: v.to(self.accelerator.device) for k, v in self.data_collator(rows).items()}
             return self.compute_ref_log_probs(model, batch)
 
-        return add_reference_logps(dataset, keys, ReferenceCache(self.reference_cache), compute, batch_size)
+        return add_reference_logps(dataset, keys, Store(self.reference_cache, PairLogProbs), compute, batch_size)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         if self.checkpoint_layers is not None:  # `train` has switched it on for all layers by now

@@ -1,9 +1,6 @@
 """The reference cache hits where the numbers are the same, and only there."""
 
 import copy
-import multiprocessing
-import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +8,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
+from dpo_kit.models.store import Store
+from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys, reference_identity
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -115,7 +113,7 @@ class Counting:
 
 def filled(count, path, compute):
     dataset = Dataset.from_list([{"n": n} for n in range(count)])
-    return add_reference_logps(dataset, [f"key-{n}" for n in range(count)], ReferenceCache(path), compute, block=4)
+    return add_reference_logps(dataset, [f"key-{n}" for n in range(count)], Store(path, PairLogProbs), compute, block=4)
 
 
 def test_a_second_sweep_computes_nothing_a_superset_only_what_is_new(tmp_path):
@@ -129,9 +127,8 @@ def test_a_second_sweep_computes_nothing_a_superset_only_what_is_new(tmp_path):
 
 def test_a_subset_in_another_order_hits(tmp_path):
     filled(6, tmp_path / "cache.sqlite", Counting())
-    assert ReferenceCache(tmp_path / "cache.sqlite").get(["key-3", "key-1", "key-77"]) == {
-        "key-3": (-3.0, -3.5), "key-1": (-1.0, -1.5),
-    }  # fmt: skip
+    kept = Store(tmp_path / "cache.sqlite", PairLogProbs).find(["key-3", "key-1", "key-77"])
+    assert kept == [(-3.0, -3.5), (-1.0, -1.5), None]
 
 
 def test_an_interrupted_sweep_goes_on_at_its_block(tmp_path):
@@ -146,36 +143,3 @@ def test_an_interrupted_sweep_goes_on_at_its_block(tmp_path):
     rest = Counting()
     filled(10, tmp_path / "cache.sqlite", rest)
     assert rest.rows == [4, 5, 6, 7, 8, 9]
-
-
-def _put_many(path, start):
-    cache = ReferenceCache(path)
-    for n in range(start, start + 200):
-        cache.put({f"key-{n}": (float(n), 0.0), "shared": (1.0, 2.0)})
-
-
-def test_two_processes_may_share_it(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_put_many, args=(tmp_path / "cache.sqlite", start)) for start in (0, 100)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    found = ReferenceCache(tmp_path / "cache.sqlite").get([*(f"key-{n}" for n in range(300)), "shared"])
-    assert len(found) == 301
-    assert found["key-299"] == (299.0, 0.0)
-
-
-def test_many_may_make_it_at_once(tmp_path):
-    # a hundred files, because a race for one is seldom lost
-    with ThreadPoolExecutor(8) as pool:
-        for n in range(100):
-            list(pool.map(ReferenceCache, [tmp_path / f"{n}.sqlite"] * 8))
-
-
-def test_the_file_is_whole_after_a_transaction_that_failed(tmp_path):
-    cache = ReferenceCache(tmp_path / "cache.sqlite")
-    with pytest.raises(sqlite3.Error):
-        cache.put({"good": (1.0, 2.0), "bad": (object(), 0.0)})
-    assert cache.get(["good", "bad"]) == {}
