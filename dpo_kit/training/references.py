@@ -10,14 +10,15 @@ masks, and `ld_alpha`. A block of pairs is one transaction, so a kill loses the 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 
-from dpo_kit.models.store import Store
+if TYPE_CHECKING:
+    from dpo_kit.models.store import Store
 
 
 class PairLogProbs(NamedTuple):
@@ -30,7 +31,7 @@ class PairLogProbs(NamedTuple):
 def add_reference_logps(
     dataset: Dataset,
     keys: Sequence[str],
-    cache: Store[PairLogProbs],
+    cache: "Store[PairLogProbs]",
     compute: Callable[[list[dict]], tuple[Tensor, Tensor]],
     block: int,
 ) -> Dataset:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.servers import OVERHEAD, Server, Unanswered, dollars
 from dpo_kit.models.store import Store
-from dpo_kit.preferences.judges import Judge, both_orders, reward_judge, simulated
+from dpo_kit.preferences.judges import Judge, both_orders, reward_judge
 from dpo_kit.preferences.judges.prompt import (
     CRITERIA,
     PARSER_VERSION,
@@ -98,20 +98,18 @@ class JudgeClient:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def make_judge(settings: JudgeSettings, truth: Judge, cache: Path, seed: int = 0) -> Judge:
-    """The judge that a profile names; `truth` is the exact one, `cache` an SQLite file for what language models said.
+def make_judge(settings: JudgeSettings, cache: Path) -> Judge:
+    """The reward model or the language model that a profile names; `cache` is an SQLite file for what the latter said.
 
-    Raises DpoKitError where a model cannot be loaded or a server has no key.
+    Raises DpoKitError where a model cannot be loaded, a server has no key, or the judge exists only in the workbook's
+    world.
     """
-    if settings.kind == "rubric":
-        return truth
-    if settings.kind == "simulated":
-        biases = {"position_bias": settings.position_bias, "length_bias": settings.length_bias}
-        judge = simulated(truth, accuracy=settings.accuracy, **biases, seed=seed)
-    elif settings.kind == "reward":
-        return reward_judge(settings.model, settings.margin)  # knows no order
-    else:
-        judge = llm_judge(JudgeClient(settings, cache))
+    if settings.kind in ("rubric", "simulated"):
+        other = "choose openai, anthropic or reward"
+        raise DpoKitError(f"judge.kind = {settings.kind!r} needs the facts of incidents; {other}")
+    if settings.kind == "reward":
+        return reward_judge(settings.model, settings.margin)  # it reads one answer at a time, so it knows no order
+    judge = llm_judge(JudgeClient(settings, cache))
     return both_orders(judge) if settings.both_orders else judge
 
 

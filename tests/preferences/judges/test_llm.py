@@ -25,6 +25,7 @@ from dpo_kit.preferences.judges.llm import (
 )
 from dpo_kit.profiles import JudgeSettings, load_profile
 from dpo_kit.records import Message, Prompt
+from dpo_kit.triage.judges import judge_in_world
 from tests.canary import CANARY, assert_no_canary, plant
 from tests.preferences.judges.judge_server import (
     breaks_off,
@@ -522,15 +523,15 @@ def test_a_profile_names_its_judge(server, tmp_path, monkeypatch):
     truth = by_score(lambda prompt, text: len(text), "length")
     cache = tmp_path / "cache.sqlite"
     pick = {"base_url": f"{server.url}/v1", "model": "m"}
-    assert make_judge(load_profile("tiny").judge, truth, cache) is truth
-    noisy = make_judge(
-        load_profile("tiny", judge={"kind": "simulated", "position_bias": 1.0}).judge, truth, tmp_path / "cache.sqlite"
-    )
-    assert noisy(PROMPT, "4", "44").in_orders == ("a", "b")
-    model = make_judge(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, cache)
+    assert judge_in_world(load_profile("tiny").judge, truth, cache) is truth
+    biased = load_profile("tiny", judge={"kind": "simulated", "position_bias": 1.0}).judge
+    assert judge_in_world(biased, truth, cache)(PROMPT, "4", "44").in_orders == ("a", "b")
+    with pytest.raises(DpoKitError, match="'simulated' needs the facts of incidents"):
+        make_judge(biased, cache)
+    model = judge_in_world(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, cache)
     assert model(PROMPT, "4", "5").in_orders == ("a", "b")
     single = {"kind": "openai", "both_orders": False, **pick}
-    assert make_judge(load_profile("tiny", judge=single).judge, truth, cache)(PROMPT, "4", "5").order == "ab"
+    assert make_judge(load_profile("tiny", judge=single).judge, cache)(PROMPT, "4", "5").order == "ab"
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(DpoKitError, match="set the environment variable"):
-        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, truth, cache)
+        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, cache)
