@@ -12,10 +12,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from datasets import Dataset
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from dpo_kit.models.store import Store
@@ -66,33 +64,3 @@ def pair_keys(batches: Iterable[dict[str, Tensor]], reference: str, ld_alpha: fl
             digest.update(json.dumps([ids[real].tolist(), mask[real].tolist()]).encode())
         keys.append(digest.hexdigest())
     return keys
-
-
-def reference_identity(model: nn.Module, compute: str = "") -> str:
-    """A hash of all that decides what the reference answers: config, weights, quantisation, reference adapter, dtypes.
-
-    Of a PEFT model the reference is the adapter `ref` where there is one, else the base with adapters off; other
-    adapters, and what is trained, do not enter. `compute` names an autocast dtype.
-    """
-    adapters = model.peft_config if isinstance(model, PeftModel) else {}
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
-    adapter = adapters["ref"].to_dict() if "ref" in adapters else None
-    digest = hashlib.sha256(json.dumps([compute, config, adapter], sort_keys=True, default=_plain).encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        owner = next((part for part in name.split(".") if part in adapters), None)
-        if (owner is None and ".lora_" not in name) or owner == "ref":
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            for part in [tensor, *_quantisation(tensor)]:
-                digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _quantisation(tensor: Tensor) -> list[Tensor]:
-    """The scales and code book of a 4-bit weight: the same bytes mean other weights under others."""
-    state = getattr(tensor, "quant_state", None)
-    parts = state.as_dict(packed=True) if state is not None else {}
-    return [part for _, part in sorted(parts.items()) if isinstance(part, Tensor)]
-
-
-def _plain(value) -> str | list:
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)

@@ -182,6 +182,17 @@ def test_each_request_says_what_was_asked_for_with_a_seed_of_the_prompt(serve):
     assert seeds[0] != seeds[1]
 
 
+def test_a_stored_answer_is_that_of_one_model_server_and_way_of_sampling(serve, tmp_path):
+    here, elsewhere = serve(misbehaving), serve(misbehaving)
+    store, others = Store(tmp_path / "answers.sqlite", Answer), [Sampling(1.0, 1, 16, 8), Sampling(1.0, 0, 9, 8)]
+    asked = [(here.url, "m", WARM), (here.url, "another", WARM), (elsewhere.url, "m", WARM), (here.url, "m", GREEDY)]
+    asked += [(here.url, "m", other) for other in others]
+    for _ in range(2):
+        for url, model, sampling in asked:
+            EndpointArm("remote", url, model).answer(ask("plain"), sampling, store)
+    assert (len(here.bodies), len(elsewhere.bodies)) == (5, 1), "each was asked once, and found the second time"
+
+
 def test_an_endpoint_that_dies_half_way_is_left_alone_and_what_is_missing_is_said(serve, tmp_path):
     def dies(question, times):
         return (200, {}, completion("fine")) if int(question) < 10 else (502, {}, {})

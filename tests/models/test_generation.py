@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_kit.models import generation
-from dpo_kit.models.generation import Answer, GumbelNoise, Sampling, count_stops, generate, sample_ids
+from dpo_kit.models.generation import Answer, GumbelNoise, Sampling, answers_in, count_stops, generate, sample_ids
 from dpo_kit.models.loading import Arms, load_arms, load_base
 from dpo_kit.models.store import Store
 from dpo_kit.models.tokens import pad_completions, prompt_ids
@@ -59,6 +59,18 @@ def test_sampled_ids_end_with_eos_or_at_the_limit(arms, incidents):
     eos = arms.tokenizer.eos_token_id
     for ids in sample_ids(arms, "sft", incidents[:16], how()):
         assert len(ids) == 24 if eos not in ids else ids.index(eos) == len(ids) - 1
+
+
+def test_an_answer_says_that_it_ended_by_itself_where_its_tokens_hold_eos(arms, incidents):
+    prompts, longer = incidents[:16], Sampling(1.0, 0, max_new_tokens=40, batch_size=64)
+    ended = [arms.tokenizer.eos_token_id in ids for ids in sample_ids(arms, "sft", prompts, longer)]
+    assert set(ended) == {True, False}, "some of these answers are longer than the limit"
+    assert [response.stopped for response in generate(arms, "sft", prompts, longer)] == ended
+
+
+def test_what_follows_eos_is_cut_off_and_eos_stays():
+    ids = torch.tensor([[7, 7, 5, 2, 0], [7, 7, 5, 6, 4], [7, 7, 2, 5, 2]])  # (B, T): two tokens of prompt, EOS is 2
+    assert answers_in(ids, 2, eos=2) == [[5, 2], [5, 6, 4], [2]]
 
 
 def test_an_answer_says_whether_it_was_cut_off(arms, incidents):
@@ -169,10 +181,22 @@ def test_the_identity_of_an_arm_is_its_weights_wherever_they_lie(arms, small_run
     template.tokenizer.chat_template += " "
     identities = [again.identity(arm) for arm in ("base", "other_name", "dpo")]
     identities += [unquantised.identity("base"), template.identity("base")]
+    again.model.peft_config["dpo"].lora_alpha *= 2  # the same weights, scaled otherwise
+    identities.append(again.identity("dpo"))
     with torch.no_grad():
         next(p for name, p in again.model.named_parameters() if ".dpo." in name).view(-1)[0] += 1e-6
     identities.append(again.identity("dpo"))
-    assert len(set(identities)) == 6
+    assert len(set(identities)) == 7
+
+
+def test_a_store_is_missed_once_the_code_that_samples_has_changed(arms, incidents, tmp_path, asked, monkeypatch):
+    store = Store(tmp_path / "answers.sqlite", Answer)
+    generate(arms, "base", incidents[:2], how(), store)
+    changed = tmp_path / "generation.py"
+    changed.write_text("# sampling works in another way here")
+    monkeypatch.setattr(generation, "__file__", str(changed))
+    generate(arms, "base", incidents[:2], how(), store)
+    assert asked.calls == [2, 2]
 
 
 def test_a_model_without_adapters_is_an_arm_called_base(arms, incidents):

@@ -8,8 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from dpo_kit.models.identity import model_identity
 from dpo_kit.models.store import Store
-from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys, reference_identity
+from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -34,9 +35,14 @@ def with_adapters(model, seed=0, **changes):
     return made
 
 
+def identity(model, **context):
+    """The identity of the reference as the trainer asks for it."""
+    return model_identity(model, "ref" if "ref" in getattr(model, "peft_config", {}) else None, **context)
+
+
 def test_what_is_trained_does_not_enter_the_identity(model):
-    assert reference_identity(with_adapters(model, seed=0)) == reference_identity(with_adapters(model, seed=1))
-    assert reference_identity(get_peft_model(copy.deepcopy(model), lora())) == reference_identity(
+    assert identity(with_adapters(model, seed=0)) == identity(with_adapters(model, seed=1))
+    assert identity(get_peft_model(copy.deepcopy(model), lora())) == identity(
         get_peft_model(copy.deepcopy(model), lora(r=8))
     ), "with no `ref` adapter the reference is the base, whatever the rank of what is trained"
 
@@ -56,8 +62,8 @@ def test_whatever_changes_the_references_numbers_changes_the_identity(model):
     ]
     rotary = copy.deepcopy(start)
     rotary.config.rope_parameters = {**rotary.config.rope_parameters, "rope_theta": 500.0}
-    identities = [reference_identity(made) for made in (start, *other, rotary)]
-    identities.append(reference_identity(start, "bfloat16"))
+    identities = [identity(made) for made in (start, *other, rotary)]
+    identities.append(identity(start, autocast="bfloat16"))
     assert len(set(identities)) == len(identities)
 
 
@@ -76,7 +82,7 @@ def test_quantisation_enters_the_identity():
 
     kinds = [holder("nf4"), holder("fp4"), holder("nf4", 2.0)]
     assert torch.equal(kinds[0].layer.weight.data, kinds[2].layer.weight.data), "same codes under another scale"
-    assert len({reference_identity(made) for made in kinds}) == 3
+    assert len({identity(made) for made in kinds}) == 3
 
 
 def batch(chosen=(5, 6, 7), rejected=(5, 6, 8), prompt=2):
