@@ -154,13 +154,14 @@ def test_two_processes_may_share_it(tmp_path):
 
 
 WRITER = """
-import sys; from collections import namedtuple; from pathlib import Path
+import sys, time; from collections import namedtuple; from pathlib import Path
 from dpo_kit.models.store import Store
 Answer = namedtuple("Answer", "text stopped")
 store, name = Store(Path(sys.argv[1]), Answer), sys.argv[2]
 for batch in range(100_000):
     store.add([f"{name}/{batch}/{row}" for row in range(40)], [Answer("x" * 300, True)] * 40)
     print(batch, flush=True)
+    time.sleep(0.02)  # an answer takes longer than its storing; else one writer could keep the other waiting
 """
 
 
