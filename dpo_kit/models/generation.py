@@ -180,7 +180,7 @@ class GumbelNoise(LogitsProcessor):
         """Logits `(B, V)` in, perturbed logits `(B, V)` out."""
         if self.temperature == 0:
             return scores
-        noise = torch.empty_like(scores, dtype=torch.float32)
+        noise = torch.empty_like(scores, dtype=torch.float32)  # (B, V); -log of an exponential draw is Gumbel
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores.float() / self.temperature - noise.log()
@@ -190,13 +190,13 @@ def _generate_batch(
     model: PreTrainedModel, tokenizer, heads: list[list[int]], noise: GumbelNoise, max_new_tokens: int
 ) -> list[list[int]]:
     """Prompts are padded on the left, where generation needs it; what follows an EOS is cut off."""
-    inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)
+    inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)  # (B, P)
     with torch.inference_mode():
-        ids = model.generate(
+        ids = model.generate(  # (B, P + at most max_new_tokens)
             **inputs,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
+            do_sample=False,  # the noise draws, so that a row's draw does not depend on the batch
+            use_cache=True,  # the model's own setting is off, for training
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             logits_processor=LogitsProcessorList([noise]),

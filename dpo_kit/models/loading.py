@@ -89,7 +89,7 @@ def load_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     except (OSError, ValueError) as error:
         raise DpoKitError(f"{path}: the model cannot be loaded: {str(error).splitlines()[0]}") from error
     keep_gradients(model)
-    model.config.use_cache = False
+    model.config.use_cache = False  # training needs no cache of keys and values; generation asks for one
     return model, tokenizer
 
 
