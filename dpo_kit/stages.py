@@ -8,8 +8,8 @@ prompts on whose answers DPO measures the KL.
 from collections.abc import Callable
 from pathlib import Path
 
-from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, write_records
+from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.profiles import Profile
 from dpo_kit.workspace import Workspace
 
@@ -30,7 +30,7 @@ def sft_stage(work: Workspace, profile: Profile, seed: int, demonstrations: Call
         write_records(folder / "demonstrations.jsonl", demonstrated)
         train_sft(profile, prompts, demonstrated, folder, seed, scratch=work.scratch("sft"), log=work.log)
 
-    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **inputs})
+    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_identity(profile), **inputs})
 
 
 def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable) -> Path:
@@ -49,7 +49,7 @@ def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable
             seed,
             held_out=held_out,
             scratch=work.scratch("dpo"),
-            references=work.root / "references.sqlite",
+            references=work.root / "reference_logps.sqlite",
             log=work.log,
         )
 
@@ -77,7 +77,6 @@ def config(profile: Profile, seed: int, *tables: str) -> dict:
     return {"seed": seed, **{table: getattr(profile, table).model_dump() for table in ("model", *tables)}}
 
 
-def base_hashes(profile: Profile) -> dict[str, str] | str:
-    """What identifies the base: the hashes of a local folder's files but its card, or the Hub id."""
-    folder = Path(profile.model_path)
-    return hashes(folder, skip=("README.md", "manifest.json")) if folder.is_dir() else profile.model_path
+def base_identity(profile: Profile) -> dict[str, str] | str | None:
+    """The fingerprint of a base in a folder; of one on the Hub its id, because it may not have been fetched yet."""
+    return base_fingerprint(profile.model_path) if Path(profile.model_path).is_dir() else profile.model_path

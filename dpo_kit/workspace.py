@@ -101,7 +101,8 @@ class Workspace:
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)  # one step for the file system, which no kill can cut in two; copying is many
                 shutil.rmtree(self.scratch(name), ignore_errors=True)
-        self.answers(name).unlink(missing_ok=True)  # also what a kill after the rename left behind
+        for left in (self.root / ANSWERS).glob(f"{name}.*"):  # also what a kill after the rename left behind
+            left.unlink(missing_ok=True)
         return folder
 
     def scratch(self, stage: str) -> Path:
@@ -123,7 +124,7 @@ class Workspace:
 
         It lies outside the stage's temporary folder, because that folder is emptied when a killed build starts again.
         """
-        return self.root / ANSWERS / f"{stage}.jsonl"
+        return self.root / ANSWERS / f"{stage}.sqlite"
 
     def remove_stages(self) -> None:
         """Remove every stage's folder, stored answers and scratch folder. Files that no stage made stay."""

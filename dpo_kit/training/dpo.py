@@ -63,7 +63,7 @@ def train_dpo(
     """
     refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
-    cache = references or scratch / "references.sqlite"
+    cache = references or scratch / "reference_logps.sqlite"
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)
     if trainer.stock_reason:
         log(f"TRL's own forward is used, not the fast one: {trainer.stock_reason}")

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256
 from dpo_kit.jsonl import read_pairs
-from dpo_kit.models.loading import add_adapter, load_base
-from dpo_kit.training.dpo import check_start, dpo_trainer, train_dpo
+from dpo_kit.models.loading import add_adapter, load_arms, load_base
+from dpo_kit.training.dpo import KlProbe, check_start, dpo_trainer, train_dpo
 from dpo_kit.training.metrics_log import MetricsLog, read_log
 from dpo_kit.training.sft import sft_trainer, train_sft
 from dpo_kit.triage.demonstrations import Noise, demonstrate
+from dpo_kit.triage.reports import draw_prompts
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,17 @@ def test_held_out_margins_and_answers_stand_beside_each_kl(small_run):
         assert 0 <= row["answers/stop_rate"] <= 1
         assert len(row["answers/samples"]) == 2
         assert all(sample["prompt"].startswith("Triage") for sample in row["answers/samples"])
+
+
+def test_the_share_of_answers_that_ended_is_that_of_answers_with_eos(small_run, tmp_path, monkeypatch):
+    work, profile, _ = small_run
+    arms = load_arms(profile, {"default": work / "dpo" / "adapter", "ref": work / "sft" / "adapter"})
+    eos, log = arms.tokenizer.eos_token_id, MetricsLog(tmp_path / "log.jsonl")
+    answers = [[5, eos], [6, 7, 8], [5, 6, eos], [eos]]
+    monkeypatch.setattr("dpo_kit.training.dpo.sample_ids", lambda *_: answers)
+    KlProbe(arms, draw_prompts(4, "heldout", "probe", 0), profile, log, 0, evaluate=False).measure(0)
+    (row,) = read_log(log.path)
+    assert (row["answers/stop_rate"], row["answers/length"]) == (3 / 4, (2 + 3 + 3 + 1) / 4)
 
 
 def test_held_out_pairs_are_of_other_prompts(small_run):
