@@ -195,7 +195,7 @@ def test_the_container_for_development_is_set_up_with_the_oldest_python_and_a_br
 
 
 def test_every_command_line_the_pages_show_is_understood():
-    shown = re.findall(r"python -m dpo_kit ([^`\n#]+)", README + GUIDE)
+    shown = re.findall(r"python -m dpo_kit ([^`\n#]+)", (README + GUIDE).replace("\\\n", ""))
     assert shown
     for arguments in shown:
         parser().parse_args(shlex.split(arguments))
@@ -221,6 +221,18 @@ def test_the_architecture_page_lists_every_file_of_the_package_and_no_other():
     }
     files.discard("dpo_kit/__init__.py")
     assert listed == files
+
+
+def test_the_picture_of_the_rooms_shows_every_room_and_no_import_that_is_not_allowed():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (picture,) = re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL)
+    names = dict(re.findall(r'(\w+)\["([\w/]+)', picture))
+    arrows = re.findall(r"^ *(\w+)(?:\[.*?\])? --> (\w+)", picture, re.MULTILINE)
+    assert {"models", "preferences", "training", "evaluation", "views", "pipeline", "cli", "workbook"} <= names.keys()
+    for source, target in arrows:
+        if target in ROOMS and source in ROOMS:
+            assert target in ROOMS[source], f"{source} may not import {target}"
+    assert len(arrows) == picture.count("-->")
 
 
 def test_the_readme_lists_every_notebook():

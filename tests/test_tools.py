@@ -61,7 +61,7 @@ DIRTY = {
     "was not executed to the end": lambda notebook: notebook.cells[1].update(execution_count=None),
     "holds an error": output("error", ename="ValueError", evalue="no", traceback=[]),
     "printed to stderr": output("stream", name="stderr", text="a warning"),
-    "a path of the machine that executed it: /home/ann/runs": output("stream", name="stdout", text="/home/ann/runs"),
+    "a path of the machine that executed it: /Users/ann/runs": output("stream", name="stdout", text="/Users/ann/runs"),
     " MB": output("stream", name="stdout", text="x" * check_notebooks.LARGEST),
 }
 
