@@ -54,9 +54,10 @@ def train(
     """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
 
     Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
-    Raises DpoKitError for anything that the reader can put right.
+    Raises DpoKitError for anything that the reader can put right, and where `workdir` holds a finished stage of other
+    settings or pairs.
     """
-    work = Workspace(workdir, profile.name, log, fresh=fresh)
+    work = Workspace(workdir, profile.name, log, fresh=fresh, keep=True)
     for stage in stages(profile).values():
         stage(work, profile, seed)
     return release(work, profile, seed, merge=merge)
@@ -97,6 +98,8 @@ def stages(profile: Profile) -> dict[str, Stage]:
 
 def sft_on_demonstrations(work: Workspace, profile: Profile, seed: int) -> Path:
     """The own world's `sft`: prompts are drawn and answered by people in a hurry, wrong at the profile's rates."""
+    if profile.sft.skip or profile.sft.from_:
+        return start_without_sft(work, profile, seed)
 
     def demonstrations() -> tuple[list[Prompt], list[Response]]:
         prompts = draw_prompts(profile.sft.demonstrations, "train", "demonstrations", seed)
@@ -166,6 +169,8 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:
     """`sft` for external pairs, which it reads first: the demonstrations are their chosen answers."""
     made = external_pairs(work, profile, seed) / "pairs.jsonl"
+    if profile.sft.skip or profile.sft.from_:
+        return start_without_sft(work, profile, seed)
 
     def demonstrations() -> tuple[list[Prompt], list[Response]]:
         return chosen_answers(read_pairs(made), profile.sft.demonstrations)
@@ -211,6 +216,24 @@ def _sft(work: Workspace, profile: Profile, seed: int, demonstrations: Callable,
         train_sft(profile, prompts, demonstrated, folder, seed, scratch=work.scratch("sft"), log=work.log)
 
     return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **inputs})
+
+
+def start_without_sft(work: Workspace, profile: Profile, seed: int) -> Path:
+    """The stage `sft` where nothing is fine-tuned: the base itself as an adapter, or the adapter that is named."""
+
+    def build(folder: Path) -> None:
+        from dpo_kit.training.sft import copy_adapter, start_at_base
+
+        if profile.sft.from_:
+            work.log(f"sft: not trained; DPO starts from {profile.sft.from_}, which is also its reference")
+            copy_adapter(profile, Path(profile.sft.from_), folder / "adapter")
+        else:
+            work.log(f"sft: skipped; DPO starts from {profile.model.path} as it is, which is also its reference")
+            start_at_base(profile, folder / "adapter", seed)
+
+    source = Path(profile.sft.from_).expanduser()
+    given = {"from": hashes(source)} if profile.sft.from_ and source.is_dir() else {}
+    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **given})
 
 
 def _dpo(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable) -> Path:

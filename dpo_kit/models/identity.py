@@ -8,7 +8,9 @@ touched a good part of them shows, a change of a few bytes may not.
 import hashlib
 import json
 import warnings
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
@@ -16,8 +18,10 @@ from transformers import PreTrainedModel
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
+from dpo_kit.profiles import Profile
 
 FINGERPRINT = "base.json"
+RECORD, RECORDED = "dpo_kit.json", ("model", "sft", "data", "dpo", "evaluation")
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 
@@ -66,6 +70,27 @@ def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None
             f"{adapter}: this adapter was trained on another base, whose {' and '.join(differing)} differ from that of "
             f"{_folder(model)}; load the base it was trained on, or train it on this one"
         )
+
+
+def write_record(profile: Profile, adapter: Path) -> None:
+    """Write `dpo_kit.json` into an adapter's folder: the settings that it was trained with."""
+    tables = {name: getattr(profile, name).model_dump() for name in RECORDED}
+    tables["model"]["path"] = profile.model_path
+    record = {"profile": profile.name, "version": version("dpo_kit"), **tables}
+    write_atomically(adapter / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(adapter: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None where there is no record. Raises DpoKitError where it is no JSON object.
+
+    Whoever made the adapter wrote it. Nothing may be downloaded or run because it says so.
+    """
+    try:
+        return dict(json.loads((adapter / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise DpoKitError(f"{adapter / RECORD}: not a JSON object; restore it, or remove it and use --model") from None
 
 
 def _folder(model: PreTrainedModel | PeftModel) -> Path | None:

@@ -67,6 +67,8 @@ def common_arguments(profile: Profile, settings: SftSettings | DpoSettings, fold
         "seed": seed,
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
+        "optim": settings.optimizer,
+        "lr_scheduler_type": settings.scheduler,
         "per_device_train_batch_size": rows,
         "per_device_eval_batch_size": rows,
         "gradient_accumulation_steps": settings.batch_size // rows,
