@@ -198,7 +198,7 @@ def test_a_record_travels_with_the_adapter(small_profile, tmp_path):
     assert record["dpo"]["beta"] == small_profile.dpo.beta
     assert read_record(tmp_path / "nowhere") is None
     (tmp_path / "dpo_kit.json").write_text("[1, 2")
-    with pytest.raises(DpoKitError, match="dpo_kit.json: not a JSON object"):
+    with pytest.raises(DpoKitError, match=r"dpo_kit.json: not a JSON object"):
         read_record(tmp_path)
 
 
