@@ -89,7 +89,10 @@ def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False
 
 def config(profile: Profile, seed: int, *tables: str) -> dict:
     """What a stage's result depends on besides its inputs: the model, its own tables of the profile, the seed."""
-    return {"seed": seed, **{table: getattr(profile, table).model_dump() for table in ("model", *tables)}}
+    return {
+        "seed": seed,
+        **{table: getattr(profile, table).model_dump(exclude={"max_tokens"}) for table in ("model", *tables)},
+    }
 
 
 def base_hashes(profile: Profile) -> dict[str, str] | str:

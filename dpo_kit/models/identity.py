@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
-from dpo_kit.profiles import Profile
 
 FINGERPRINT = "base.json"
-RECORD, RECORDED = "dpo_kit.json", ("model", "sft", "data", "dpo", "evaluation")
+RECORD = "dpo_kit.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 
@@ -72,11 +71,9 @@ def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None
         )
 
 
-def write_record(profile: Profile, adapter: Path) -> None:
-    """Write `dpo_kit.json` into an adapter's folder: the settings that it was trained with."""
-    tables = {name: getattr(profile, name).model_dump() for name in RECORDED}
-    tables["model"]["path"] = profile.model_path
-    record = {"profile": profile.name, "version": version("dpo_kit"), **tables}
+def write_record(adapter: Path, settings: dict[str, Any]) -> None:
+    """Write `dpo_kit.json` into an adapter's folder: the settings that it was trained with, as plain data."""
+    record = {"version": version("dpo_kit"), **settings}
     write_atomically(adapter / RECORD, json.dumps(record, indent=1) + "\n")
 
 

@@ -163,8 +163,13 @@ def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
     if wrong:
         found = ", ".join(f"{name} {expected[name][0]:.6f} in place of {expected[name][1]:.6f}" for name in wrong)
         raise DpoKitError(
-            f"at step 0 nothing has been learnt, yet there is {found} (ln 2 = 0.693147): the reference "
-            "is not the policy's start; train from the SFT adapter, not from one that DPO has moved"
+            f"at step 0 nothing has been learnt, yet there is {found}: "
+            + (
+                "a weight of the base or the adapter is not finite"
+                if math.isnan(margin)
+                else "the reference is not "
+                "the policy's start; train from the SFT adapter, not from one that DPO has moved"
+            )
         )
     return {"loss": loss, "margin": margin, "gradient_cosine": check_gradients(trainer)}
 

@@ -1,7 +1,9 @@
 """What a reader may choose for a training: the loss, its labels' noise, the optimiser, where it starts, how it ends."""
 
 import math
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from dpo_kit.models.loading import load_arms
 from dpo_kit.profiles import DpoSettings, load_profile
 from dpo_kit.training.dpo import check_moved, check_schedule, check_start, dpo_trainer, loss_arguments, train_dpo
 from dpo_kit.training.metrics_log import read_log
-from dpo_kit.training.release import answer_logps
-from dpo_kit.training.sft import copy_adapter, start_at_base
+from dpo_kit.training.release import answer_logps, settings_of
+from dpo_kit.training.sft import copy_adapter, start_at_base, train_sft
+from dpo_kit.training.trainers import GuardedDPOTrainer, TrainingStopped
+from dpo_kit.triage.demonstrations import Noise, demonstrate
+from dpo_kit.workbook.cells import without_timings
 
 
 def settings(**changed):
@@ -191,7 +196,7 @@ def test_layers_rank_and_kind_of_the_adapter_are_the_profiles(small_profile, tmp
 
 
 def test_a_record_travels_with_the_adapter(small_profile, tmp_path):
-    write_record(small_profile, tmp_path)
+    write_record(tmp_path, settings_of(small_profile))
     record = read_record(tmp_path)
     assert record["model"]["max_length"] == small_profile.model.max_length
     assert Path(record["model"]["path"]) == Path(small_profile.model_path)
@@ -209,3 +214,57 @@ def test_the_released_adapter_says_how_it_was_trained(small_run):
 
     released = pipeline.release(Workspace(work, profile.name, lambda line: None), profile, 0)
     assert read_record(released / "adapter")["dpo"] == profile.dpo.model_dump()
+
+
+def test_the_longest_batch_is_tried_first_and_changes_nothing(small_run, tmp_path, monkeypatch):
+    """Weights and log are, bit for bit, those of a run that does not try it."""
+    work, profile, _ = small_run
+    pairs = read_pairs(work / "pairs" / "pairs.jsonl")[:12]
+    tried = []
+    own = GuardedDPOTrainer._try_longest
+    monkeypatch.setattr(GuardedDPOTrainer, "_try_longest", lambda self, model: tried.append(1) or own(self, model))
+    for name, fits in (("with", False), ("without", True)):
+        monkeypatch.setattr(GuardedDPOTrainer, "_longest_fits", fits)
+        folder = tmp_path / name
+        folder.mkdir()
+        train_dpo(profile, pairs, work / "sft" / "adapter", [], folder, seed=0, log=lambda line: None)
+    assert tried == [1]
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
+    logs = [without_timings(read_log(tmp_path / name / "log.jsonl")) for name in ("with", "without")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_too_little_memory_is_said_before_the_first_step_with_a_setting_that_helps(
+    small_run, small_profile, incidents, tmp_path, monkeypatch, stage
+):
+    def no_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.Trainer.training_step", no_memory)
+    pairs = read_pairs(small_run[0] / "pairs" / "pairs.jsonl")[:8]
+    with pytest.raises(
+        DpoKitError, match=rf"{stage}: the \d+ longest rows, of up to \d+ tokens, do not fit into"
+    ) as told:
+        if stage == "dpo":
+            train_dpo(small_profile, pairs, small_run[0] / "sft" / "adapter", [], tmp_path, seed=0)
+        else:
+            train_sft(small_profile, incidents[:8], demonstrate(incidents[:8], Noise(), 0), tmp_path, seed=0)
+    assert f"--set {stage}.max_tokens=" in str(told.value)
+
+
+def test_a_run_goes_on_with_fewer_tokens_at_once(small_run, tmp_path):
+    """`max_tokens` says how a batch is cut, not what is learnt from it: a checkpoint made with another one is used."""
+    work, profile, _ = small_run
+    pairs, said = read_pairs(work / "pairs" / "pairs.jsonl")[:12], []
+    stop = threading.Event()
+    stopper = SimpleNamespace(on_row=lambda row: stop.set())
+    profile = with_dpo(profile, batch_size=4, warmup_share=0)
+    adapter = work / "sft" / "adapter"
+    with pytest.raises(TrainingStopped):
+        train_dpo(profile, pairs, adapter, [], tmp_path, seed=0, callbacks=[stopper], stop=stop)
+    smaller = with_dpo(profile, max_tokens=256)
+    train_dpo(smaller, pairs, work / "sft" / "adapter", [], tmp_path, seed=0, log=said.append)
+    assert any("verified, going on from it" in line for line in said), said
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl") if "loss" in row] == [1, 2, 3]

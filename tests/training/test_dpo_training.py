@@ -128,7 +128,7 @@ def test_the_stock_forward_is_said(small_run, tmp_path, monkeypatch):
     work, profile, _ = small_run
     pairs, said = read_pairs(work / "pairs" / "pairs.jsonl")[:4], []
     train_dpo(profile, pairs, work / "sft" / "adapter", [], tmp_path, seed=0, log=said.append)
-    assert said[0] == "TRL's own forward is used, not the fast one: it has a reason"
+    assert "TRL's own forward is used, not the fast one: it has a reason" in said
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -266,6 +266,6 @@ def test_nan_weights_show_in_the_log(small_profile, small_run, tmp_path):
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     (adapter / "adapter_config.json").write_bytes((work / "sft" / "adapter" / "adapter_config.json").read_bytes())
     pairs = read_pairs(work / "pairs" / "pairs.jsonl")
-    with pytest.raises(DpoKitError, match="at step 0 the loss is nan"):
+    with pytest.raises(DpoKitError, match=r"there is loss nan .*a weight of the base or the adapter is not finite"):
         train_dpo(small_profile, pairs, adapter, [], tmp_path, seed=0)
     assert math.isnan(read_log(tmp_path / "log.jsonl")[0]["eval_loss"])
