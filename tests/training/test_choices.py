@@ -243,14 +243,14 @@ def test_too_little_memory_is_said_before_the_first_step_with_a_setting_that_hel
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("transformers.Trainer.training_step", no_memory)
-    pairs = read_pairs(small_run[0] / "pairs" / "pairs.jsonl")[:8]
-    with pytest.raises(
-        DpoKitError, match=rf"{stage}: the \d+ longest rows, of up to \d+ tokens, do not fit into"
-    ) as told:
-        if stage == "dpo":
-            train_dpo(small_profile, pairs, small_run[0] / "sft" / "adapter", [], tmp_path, seed=0)
-        else:
-            train_sft(small_profile, incidents[:8], demonstrate(incidents[:8], Noise(), 0), tmp_path, seed=0)
+    pairs, adapter = read_pairs(small_run[0] / "pairs" / "pairs.jsonl")[:8], small_run[0] / "sft" / "adapter"
+    shown = demonstrate(incidents[:8], Noise(), 0)
+    train = {
+        "sft": lambda: train_sft(small_profile, incidents[:8], shown, tmp_path, seed=0),
+        "dpo": lambda: train_dpo(small_profile, pairs, adapter, [], tmp_path, seed=0),
+    }[stage]
+    with pytest.raises(DpoKitError, match=rf"{stage}: the \d+ longest rows, of up to \d+ tokens, do not fit") as told:
+        train()
     assert f"--set {stage}.max_tokens=" in str(told.value)
 
 
