@@ -16,6 +16,8 @@ from dpo_kit.workspace import Workspace
 # The model stack takes seconds to import, and a run whose stages are all done needs none of it. So the stages import
 # it inside their build functions.
 
+FEW_PAIRS = 50  # below this a warning: no published recipe trains on fewer than some hundreds
+
 Stage = Callable[[Workspace, Profile, int], Path]
 
 
@@ -55,9 +57,14 @@ def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable
         from dpo_kit.training.dpo import train_dpo
 
         held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
+        trained = read_pairs(work.root / "pairs" / "pairs.jsonl")
+        if len(trained) < FEW_PAIRS:
+            work.log(f"dpo: {len(trained)} pairs are few: expect no effect that an evaluation could tell from chance")
+        if not held_out:
+            work.log("dpo: no pairs are held out, so margins are those of trained pairs and say nothing about new ones")
         train_dpo(
             profile,
-            read_pairs(work.root / "pairs" / "pairs.jsonl"),
+            trained,
             work.root / "sft" / "adapter",
             kl_prompts(held_out),
             folder,

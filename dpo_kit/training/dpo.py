@@ -29,7 +29,6 @@ from dpo_kit.training.metrics_log import MetricsLog, attach
 from dpo_kit.training.trainers import LOG, GuardedDPOTrainer, common_arguments, refuse_several_processes, run_identity
 
 PROBE_PAIRS = 64  # pairs on which loss and margin are checked before the first step
-FEW_PAIRS = 50  # below this a warning: no published recipe trains on fewer than some hundreds
 SHOWN = 2  # answers written to the log at each measurement of the KL
 
 
@@ -63,10 +62,6 @@ def train_dpo(
     stop, or a loss is not finite.
     """
     refuse_several_processes()
-    if len(pairs) < FEW_PAIRS:
-        log(f"dpo: {len(pairs)} pairs are few: expect no effect that an evaluation could tell from chance")
-    if not held_out:
-        log("dpo: no pairs are held out, so margins are those of trained pairs and say nothing about new ones")
     scratch = scratch or folder / "checkpoints"
     cache = references or scratch / "references.sqlite"
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)

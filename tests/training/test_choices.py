@@ -156,14 +156,6 @@ def test_a_run_that_ends_where_it_started_is_refused(small_run, tmp_path):
     check_moved(trainer)
 
 
-def test_few_pairs_and_no_held_out_ones_are_said(small_run, tmp_path):
-    work, profile, _ = small_run
-    pairs, said = read_pairs(work / "pairs" / "pairs.jsonl")[:8], []
-    train_dpo(with_dpo(profile, warmup_share=0), pairs, work / "sft" / "adapter", [], tmp_path, seed=0, log=said.append)
-    assert "dpo: 8 pairs are few: expect no effect that an evaluation could tell from chance" in said
-    assert any(line.startswith("dpo: no pairs are held out") for line in said)
-
-
 def test_an_adapter_that_starts_at_the_base_gives_the_bases_log_probs(small_run, small_profile, tmp_path):
     start_at_base(small_profile, tmp_path / "zero", seed=0)
     pairs = read_pairs(small_run[0] / "pairs" / "pairs.jsonl")[:2]
