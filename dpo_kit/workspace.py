@@ -184,7 +184,7 @@ class Workspace:
         for manifest in self.root.glob(f"*/{MANIFEST}"):
             shutil.rmtree(manifest.parent)
 
-    def manifest(self, name: str) -> dict:
+    def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of a finished stage."""
         return json_object(self.root / name / MANIFEST)
 

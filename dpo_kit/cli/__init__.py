@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="dpo_kit", description=__doc__.split("\n")[0])
     commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, module in COMMANDS.items():
-        said = module.__doc__.split("\n")[0].partition(": ")[2]
+        said = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
         command = commands.add_parser(name, help=said, description=said)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print the result as one JSON object")

@@ -7,10 +7,9 @@ come, so the same command goes on where it stopped. What an endpoint did not ans
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.results import Report
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
 from dpo_kit.records import Prompt
@@ -41,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
-def evaluate(arguments: argparse.Namespace) -> Report:
-    """Answer, judge, control, compare and write the report; returns it. Raises DpoKitError."""
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answer, judge, control, compare and write the report. Raises DpoKitError.
+
+    Returns the report as data, with `html`, the path of its page."""
     from dpo_kit.evaluation.arms import Base, answer_all, parse_arm
     from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.models.generation import Answer

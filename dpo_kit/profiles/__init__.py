@@ -310,11 +310,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError, tables: dict[str, dict]) -> str:
+def _explain(error: ValidationError, tables: dict[str, dict[str, Any]]) -> str:
     first = error.errors()[0]
     table, *rest = map(str, first["loc"])
     if first["type"] == "extra_forbidden" and rest:
-        known = list(Profile.model_fields[table].annotation.model_fields)
+        known = list(getattr(Profile.model_fields[table].annotation, "model_fields", ()))
         return f"unknown key {table}.{rest[0]}{_nearest(rest[0], known)}"
     if first["type"] == "value_error":
         return f"table {table}: {first['msg'].removeprefix('Value error, ')}"

@@ -114,9 +114,12 @@ def wins_ties_losses(report: Report, outcomes: Sequence[Outcome]) -> tuple[go.Fi
 
 def win_rate_by_length(comparison: Comparison) -> tuple[go.Figure, str]:
     """The win rate in each quarter of the prompts by length difference, and the one at equal lengths."""
+    assert comparison.judged, "the figure is drawn of a judged comparison only"
+    assert comparison.pairwise, "what was judged has wins, ties and losses"
     quarters, controlled = comparison.judged.by_length_quartile, comparison.judged.length_controlled
     rates = {f"{q.shortest:+,.0f} to {q.longest:+,.0f}": q.win_rate for q in quarters}
-    rates["all"] = comparison.pairwise.win_rate
+    if comparison.pairwise.win_rate:
+        rates["all"] = comparison.pairwise.win_rate
     if controlled and controlled.length_controlled:
         rates["all, at equal lengths"] = controlled.length_controlled
     figure = go.Figure(interval_points(list(rates), rates.values(), BLUE, "square"))

@@ -59,7 +59,7 @@ def write_report(
         .get_template("report.html.jinja")
         .render(
             report=report,
-            policy=_policy([filters, *(figure["html"] for figure in drawn)]),
+            policy=_policy([filters, *(str(figure["html"]) for figure in drawn)]),
             title=title(report),
             table=metrics_html(report.metrics, report.refusal),
             controls=controls_html(report.controls),

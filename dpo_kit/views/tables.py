@@ -177,7 +177,7 @@ def further_tables(report: Report) -> dict[str, str]:
         stopped, characters = report.stopped.get(arm), report.characters.get(arm)
         known = ("–" if stopped is None else f"{stopped:.1%}", "–" if characters is None else f"{characters:.0f}")
         ends.append((arm_name(arm), *known))
-    columns = ("arm", "ended by itself", "characters, mean")
+    columns: tuple[str, ...] = ("arm", "ended by itself", "characters, mean")
     tables["How answers end, and how long they are"] = html_table(columns, ends)
     contrasts = []
     for row in report.contrasts:
