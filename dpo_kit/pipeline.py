@@ -46,9 +46,10 @@ def train(
     """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
 
     Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
-    Raises DpoKitError for anything that the reader can put right.
+    Raises DpoKitError for anything that the reader can put right, and where `workdir` holds a finished stage of other
+    settings or pairs.
     """
-    work = Workspace(workdir, profile.name, log, fresh=fresh)
+    work = Workspace(workdir, profile.name, log, fresh=fresh, keep=True)
     for stage in stages(profile).values():
         stage(work, profile, seed)
     return release(work, profile, seed, merge=merge)

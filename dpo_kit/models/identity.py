@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # stages ask for a fingerprint before they know whether the m
 FINGERPRINT = "base.json"
 ADAPTED = ("weights", "tokenizer", "template")  # what an adapter must find again; saving anew may change the settings
 SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")  # what scales B A
+RECORD = "dpo_kit.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 REBUILD = "python -m dpo_kit pretrain"
@@ -80,6 +81,25 @@ def check_fingerprint(model: "nn.Module", adapter: Path) -> None:
             f"{adapter}: this adapter was trained on another base, whose {' and '.join(differing)} differ from that of "
             f"{_folder(model)}; load the base it was trained on, or train it on this one"
         )
+
+
+def write_record(adapter: Path, settings: dict[str, Any]) -> None:
+    """Write `dpo_kit.json` into an adapter's folder: the settings that it was trained with, as plain data."""
+    record = {"version": version("dpo_kit"), **settings}
+    write_atomically(adapter / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(adapter: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None where there is no record. Raises DpoKitError where it is no JSON object.
+
+    Whoever made the adapter wrote it. Nothing may be downloaded or run because it says so.
+    """
+    try:
+        return dict(json.loads((adapter / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise DpoKitError(f"{adapter / RECORD}: not a JSON object; restore it, or remove it and use --model") from None
 
 
 def check_shipped_model(folder: Path) -> None:

@@ -121,18 +121,21 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
     """
     model.save_pretrained(folder, selected_adapters=[name])
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = sorted(config["target_modules"])
     write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_fingerprint(model, folder)
 
 
 def lora(profile: Profile) -> LoraConfig:
-    """LoRA on every linear layer but the head, without dropout: policy and reference must agree at step 0."""
+    """LoRA on the layers that the profile names, without dropout: policy and reference must agree at step 0."""
     return LoraConfig(
         r=profile.model.lora_r,
         lora_alpha=profile.model.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=profile.model.lora_targets,
+        use_rslora=profile.model.rslora,
+        use_dora=profile.model.dora,
         task_type="CAUSAL_LM",
     )
 
