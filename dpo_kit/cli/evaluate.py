@@ -101,7 +101,8 @@ def _samplings(profile: Profile, seed: int, samples: int) -> "list[Sampling]":
 
 def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Prompt]) -> tuple:
     """The judge, asked in both orders; the function that rates single answers; and the settings of both."""
-    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score
+    from dpo_kit.preferences.judges import both_orders
+    from dpo_kit.preferences.judges.llm import JudgeClient, llm_judge, llm_score
     from dpo_kit.triage import rubric
     from dpo_kit.triage.judges import judge_in_world, rubric_judge
 
@@ -113,8 +114,10 @@ def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Pr
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
     given = {"kind": kind, "both_orders": True, **{key: value for key, value in asked.items() if value is not None}}
     settings = JudgeSettings(**{**profile.judge.model_dump(), **given})
-    judge = judge_in_world(settings, rubric_judge(), arguments.out / "judge.sqlite", arguments.seed)
-    if arguments.rate and kind not in ("openai", "anthropic"):
+    cache = arguments.out / "judge.sqlite"
+    if kind in ("openai", "anthropic"):
+        client = JudgeClient(settings, cache)  # one for both, because a client has a budget of its own
+        return both_orders(llm_judge(client)), llm_score(client) if arguments.rate else None, settings
+    if arguments.rate:
         raise DpoKitError(f"--rate needs a language model; --judge {kind} gives no scores from 1 to 5")
-    rate = llm_score(JudgeClient(settings, arguments.out / "judge.sqlite")) if arguments.rate else None
-    return judge, rate, settings
+    return judge_in_world(settings, rubric_judge(), cache, arguments.seed), None, settings

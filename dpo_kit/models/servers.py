@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -141,9 +142,9 @@ class Server:
         self._key = SecretStr(key)  # which no traceback and no log shows
         headers = {"Content-Type": "application/json"}
         if kind == "anthropic":
-            headers |= {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
-        elif key:
-            headers["Authorization"] = f"Bearer {key}"
+            headers["anthropic-version"] = "2023-06-01"
+        if key:
+            headers |= {"x-api-key": key} if kind == "anthropic" else {"Authorization": f"Bearer {key}"}
         self._client = httpx.Client(headers=headers, timeout=timeout)
         self._structured = True  # until it refuses a schema
         self._reached = False
@@ -250,11 +251,10 @@ class Server:
             raise Failed(MALFORMED, billed=True, status=200) from None
 
     def _lost(self, error: Exception) -> Failed:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Failed("the connection failed", again=True, status=0)
-        if isinstance(error, httpx.TimeoutException):
-            return Failed(f"no reply within {self.timeout:g} s", again=True, billed=True)
-        return Failed("the connection failed", again=True, billed=True)
+        made = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        late = made and isinstance(error, httpx.TimeoutException)
+        reason = f"no reply within {self.timeout:g} s" if late else "the connection failed"
+        return Failed(reason, again=True, billed=made, status=None if made else 0)
 
     def _refusal(self, reply: httpx.Response) -> Exception:
         status = reply.status_code
@@ -345,11 +345,7 @@ def _completion(text: Any, end: str, read: Any, written: Any) -> Completion:
 def _retry_after(headers: Any) -> float | None:
     """Seconds to wait as the server asks: a number, or the time left until a date (RFC 9110, 10.2.3)."""
     asked = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
-        return None
+    for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
+        with suppress(ValueError):
+            return max(0.0, read(asked))
+    return None
