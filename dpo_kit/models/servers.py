@@ -244,12 +244,8 @@ class Server:
         except httpx.HTTPError as error:
             failure = self._lost(error)
         if failure:
-<<<<<<< HEAD
             raise failure  # outside of `except`: the library's exception is no context of it
         assert reply is not None, "a request has failed or was replied to"
-=======
-            raise failure  # outside of `except`, so that the library's exception is no context of it
->>>>>>> models
         if not reply.is_success:
             raise self._refusal(reply)
         try:

@@ -7,6 +7,7 @@ file of weights, and works on every machine on which the training did.
 import json
 import shutil
 from collections.abc import Callable, Set
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def _changes(adapter: Path) -> dict[str, Callable[[], Tensor]]:
     if found := [name for name, given in unsupported.items() if given]:
         raise DpoKitError(f"{adapter}: has {found[0]}, which is not merged here; use PEFT's merge_and_unload")
     weights = load_file(adapter / "adapter_model.safetensors")
-    changes = {}
+    changes: dict[str, Callable[[], Tensor]] = {}
     for name, a in weights.items():
         if not name.endswith(".lora_A.weight"):
             continue
@@ -80,5 +81,10 @@ def _changes(adapter: Path) -> dict[str, Callable[[], Tensor]]:
         rank = a.shape[0]
         alpha = next((v for k, v in config.alpha_pattern.items() if module.endswith(k)), config.lora_alpha)
         scale = alpha / (rank**0.5 if config.use_rslora else rank)
-        changes[f"{module}.weight"] = lambda a=a, b=b, scale=scale: scale * (b.float() @ a.float())
+        changes[f"{module}.weight"] = partial(_product, a, b, scale)
     return changes
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """s B A, `(out, in)`, in fp32."""
+    return scale * (b.float() @ a.float())

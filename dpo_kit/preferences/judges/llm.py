@@ -59,13 +59,8 @@ class JudgeClient:
         if not s.base_url and not (s.input_price and s.output_price):
             raise DpoKitError("judge.input_price and output_price are 0: without prices judge.max_dollars cannot hold")
         self.server = Server(
-<<<<<<< HEAD
             "judge", s.kind, s.base_url, s.model, OTHERS_KEY, prices=_prices(s), timeout=s.timeout_seconds,
             attempts=s.attempts, max_dollars=s.max_dollars, sleep=sleep,
-=======
-            "judge", s.kind, s.base_url, s.model, OTHERS_KEY, timeout=s.timeout_seconds, attempts=s.attempts,
-            prices=_prices(s), max_dollars=s.max_dollars, sleep=sleep,
->>>>>>> models
         )  # fmt: skip
         self.tally, self.budget = self.server.tally, self.server.budget
         self.store = Store(cache, Reply)
@@ -91,15 +86,10 @@ class JudgeClient:
             return value, reply.at
 
     def _answer(self, question: Question) -> Reply:
-<<<<<<< HEAD
         s = self.settings
         reply = self.server.ask(
             question.messages, s.max_reply_tokens, temperature=s.temperature, schema=question.schema
         )
-=======
-        limit, temperature = self.settings.max_reply_tokens, self.settings.temperature
-        reply = self.server.ask(question.messages, limit, temperature=temperature, schema=question.schema)
->>>>>>> models
         if reply.end in ("refused", "length"):
             refused = reply.end == "refused"
             raise Unanswered("the judge refused" if refused else "the reply was cut off at the token limit")
