@@ -87,6 +87,7 @@ def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:
         raise DpoKitError(f"--primary: arm {absent[0]!r} is not there; the arms are {', '.join(names)}")
     if chosen:
         return chosen[0], chosen[1]
+    # the arms of the workbook, or else the last against the one before it
     return ("dpo", "sft") if {"dpo", "sft"} <= set(names) else (names[-1], names[-2])
 
 
@@ -97,6 +98,7 @@ def _samplings(profile: Profile, seed: int, samples: int) -> "list[Sampling]":
         raise DpoKitError(f"--samples {samples}: one answer a prompt is the least")
     settings = profile.evaluation
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    # other seeds give other samples of the same prompt
     return [Sampling(settings.temperature, seed + i, **limits) for i in range(samples)]
 
 
@@ -113,6 +115,7 @@ def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Pr
     if kind in ("rubric", "simulated") and not rubric.applies_to(prompts):
         raise DpoKitError(f"--judge {kind} needs the facts of incidents; choose openai, anthropic, reward or none")
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
+    # whatever the profile says: an order can decide a verdict
     given = {"kind": kind, "both_orders": True, **{key: value for key, value in asked.items() if value is not None}}
     settings = JudgeSettings(**{**profile.judge.model_dump(), **given})
     cache = arguments.out / "judge.sqlite"

@@ -151,7 +151,7 @@ def _show_memory(planned: dict[str, Any]) -> None:
     """Print the larger of the two stages, part by part, and what fits the card at hand."""
     stage, parts = max(planned["memory"].items(), key=lambda item: sum(item[1].values()))
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
-    total = sum(parts.values()) / 1e9
+    total = sum(parts.values()) / 1e9  # GB of 10^9 bytes
     print(f"memory: {planned['model']} needs about {total:.2f} GB on a GPU, for {stage} ({listed})")
     if planned["free_bytes"] is not None:
         fitting = ", ".join(planned["fitting_profiles"]) or "none"
@@ -167,6 +167,7 @@ def plan_hours(profile: Profile, pairs: int | None) -> dict[str, float]:
 
     if pairs is None:
         return {}
+    # measured here and now, because the load of a machine changes its speed
     speed, demonstrations = calibrate(profile), profile.sft.demonstrations
     shown = min(demonstrations, pairs) if profile.data.external else demonstrations
     rows: dict[Literal["sft", "dpo"], int] = {"sft": shown, "dpo": 2 * pairs}

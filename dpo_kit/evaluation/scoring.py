@@ -36,6 +36,7 @@ def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Callable[[Prom
     name = getattr(score, "__name__", "score")
 
     def checking(prompt: Prompt, text: str) -> dict[str, float]:
+        # a metric with chance in it would give another table each time
         first, second = (_call(name, score, prompt, text) for _ in range(2))
         if first.keys() != second.keys():
             raise DpoKitError(f"metric {name} names different metrics when asked again, prompt {prompt.id}")

@@ -241,7 +241,7 @@ def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profil
         name, tables = _own_profile(Path(name).expanduser())
     else:
         tables = _shipped(name)
-    for given in (_from_environment(), overrides):
+    for given in (_from_environment(), overrides):  # the later one wins: what was typed last is what was meant
         for table, values in given.items():
             if table not in TABLES:
                 raise DpoKitError(f"profile {name}: unknown table {table!r}{_nearest(table, TABLES)}")
@@ -305,6 +305,7 @@ def _from_environment() -> dict[str, dict[str, Any]]:
 
 def _value(text: str) -> Any:
     try:
+        # so that 0.05, true and [1, 2] mean what they mean in the file
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
@@ -322,5 +323,5 @@ def _explain(error: ValidationError, tables: dict[str, dict[str, Any]]) -> str:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1)  # a slip of the finger is the usual cause
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

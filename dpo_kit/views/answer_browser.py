@@ -41,6 +41,7 @@ def answer_browser(
     """
     texts: dict[tuple[str, str], str] = {}
     for response in sorted(responses, key=lambda r: -1 if r.seed is None else r.seed):
+        # the sample of the lowest seed: the judge saw that one
         texts.setdefault((response.prompt_id, response.arm), response.text)
     groups = {name: [row for row in per_prompt if row["winner"] == winner] for winner, name in GROUPS.items()}
     return (
