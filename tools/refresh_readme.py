@@ -1,4 +1,4 @@
-"""Make README.md show the numbers of a run that was made.
+"""Put the numbers and the picture of a finished run into README.md.
 
     python -m tools.refresh_readme [WORKDIR]        default runs/tiny
 
@@ -19,9 +19,11 @@ from dpo_kit.files import write_atomically
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.figures import three_arms
 from dpo_kit.views.report import read_report
-from dpo_kit.views.style import COLOURS, to_png
-from dpo_kit.views.tables import markdown_table, pairwise_sentence
+from dpo_kit.views.style import COLOURS
+from dpo_kit.views.tables import pairwise_sentence
 from dpo_kit.views.training import KL, column
+from dpo_kit.workbook.cells import markdown_table
+from dpo_kit.workbook.show import to_png
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "runs" / "tiny"
@@ -29,7 +31,10 @@ MARKERS = re.compile(r"(<!-- result -->\n).*?(<!-- /result -->)", re.DOTALL)
 
 
 def main(workdir: Path) -> None:
-    """Refresh from a finished run."""
+    """Copy the report and the log of the run in `workdir`, draw the picture, and replace the table in README.md.
+
+    Raises SystemExit where no Chromium is installed, because nothing else draws the picture.
+    """
     KEPT.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(workdir / "report.json", KEPT / "report.json")
     shutil.copyfile(workdir / "dpo" / "log.jsonl", KEPT / "dpo_log.jsonl")
@@ -43,7 +48,7 @@ def main(workdir: Path) -> None:
 
 
 def overview(report: Report, log: list[dict]) -> go.Figure:
-    """A run in one picture: the mean scores of the arms beside DPO's margin and KL over its steps."""
+    """A figure of one run: at the left the mean scores of the arms, at the right DPO's margin and KL over its steps."""
     figure = make_subplots(
         rows=1, cols=2, horizontal_spacing=0.1,
         subplot_titles=("mean score on held-out prompts", "over DPO steps: reward margin, and KL in nats"),
@@ -59,7 +64,7 @@ def overview(report: Report, log: list[dict]) -> go.Figure:
 
 
 def result_block(report: Report) -> str:
-    """The table and the pairwise result of the run, in Markdown, as README.md shows them."""
+    """The table of metrics and the sentence on wins and losses, in Markdown, as README.md shows them."""
     return f"{markdown_table(report.metrics)}\n\n{pairwise_sentence(report.pairwise)}\n"
 
 

@@ -11,12 +11,11 @@ in one run of twenty, and a reader who sees that often learns to ignore it.
 """
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.results import Control, Pairwise
-from dpo_kit.evaluation.statistics import pairwise
+from dpo_kit.evaluation.statistics import most_common_share, pairwise
 from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import Prompt
 
@@ -52,7 +51,9 @@ def run_controls(
 
     swapped = [random.Random(f"labels/{seed}/{prompt.id}").random() < 0.5 for prompt in prompts]
     first = [c if swap else t for t, c, swap in zip(treated, control, swapped, strict=True)]
+    # the two sides under the other name
     second = [t if swap else c for t, c, swap in zip(treated, control, swapped, strict=True)]
+    # the answer of median length: neither its length nor its content was chosen
     constant = [sorted(control, key=len)[len(control) // 2]] * len(prompts)
     halves, padded = [text[: len(text) // 2] for text in control], [text + PADDING for text in control]
     asked = [
@@ -96,8 +97,8 @@ def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
     strong judge (Zheng et al., arXiv 2410.07137). One that changes a word from prompt to prompt still has one length.
     """
     texts = [answer for answer in answers if isinstance(answer, str)]
-    same_text = _most_common_share(texts)
-    same_length = _most_common_share([len(answer) if isinstance(answer, str) else answer for answer in answers])
+    same_text = most_common_share(texts)
+    same_length = most_common_share([len(answer) if isinstance(answer, str) else answer for answer in answers])
     share, what = (same_text, "text") if same_text >= NEARLY_ALL else (same_length, "length")
     return Control(
         name=f"varied answers of {arm}",
@@ -105,7 +106,3 @@ def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
         passed=len(answers) < 2 or share < NEARLY_ALL,
         found=f"the most common {what} is that of {share:.0%} of {len(answers)} answers",
     )
-
-
-def _most_common_share(values: Sequence) -> float:
-    return Counter(values).most_common(1)[0][1] / len(values) if values else 0.0

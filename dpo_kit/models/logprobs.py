@@ -30,18 +30,12 @@ def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prom
     The sequence KL is the expectation, over the policy's own answers, of the sum of the per-token KLs
     (arXiv 2504.10637). Log-ratios on the answers of a fixed data set are not a KL.
     """
-    return kl_of_answers(
-        arms, policy, reference, prompts, sample_ids(arms, policy, prompts, sampling), sampling.batch_size
-    )
+    answers = sample_ids(arms, policy, prompts, sampling)
+    return kl_of_answers(arms, policy, reference, prompts, answers, sampling.batch_size)
 
 
 def kl_of_answers(
-    arms: Arms,
-    policy: str,
-    reference: str,
-    prompts: Sequence[Prompt],
-    tails: Sequence[list[int]],
-    batch_size: int,
+    arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], tails: Sequence[list[int]], batch_size: int
 ) -> KlEstimate:
     """`on_policy_kl` on answers at hand: token ids that the policy itself drew for `prompts` at temperature 1."""
     heads = [prompt_ids(arms.tokenizer, prompt) for prompt in prompts]
@@ -51,9 +45,10 @@ def kl_of_answers(
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
         inputs, completion_mask = pad_completions(arms.tokenizer, heads[rows], tails[rows])
-        logits_p, logits_q = (_logits(arms, arm, inputs) for arm in (policy, reference))
+        logits_p, logits_q = (_logits(arms, arm, inputs) for arm in (policy, reference))  # (B, T - 1, V) each
+        # the logits at one position are about the next token, so the mask moves by one
         sums.append(exact_kl(logits_p, logits_q, completion_mask[:, 1:].to(logits_p.device)).sum(dim=1))
-    sequence = torch.cat(sums).double()
+    sequence = torch.cat(sums).double()  # one KL for each prompt
     return KlEstimate(
         sequence=sequence.mean().item(),
         standard_error=(sequence.std() / len(sequence) ** 0.5).item(),

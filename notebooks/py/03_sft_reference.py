@@ -36,11 +36,10 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from dpo_kit import pipeline
-from dpo_kit.errors import refusal
 from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.models.generation import Sampling, count_stops, generate
-from dpo_kit.models.loading import Arms, frozen_identity, load_arms, load_base, lora
+from dpo_kit.models.loading import Arms, load_arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.memory import nf4_bytes
 from dpo_kit.models.quantization import quantized_layers
@@ -53,10 +52,11 @@ from dpo_kit.training.sft import train_sft
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.views.style import show
+from dpo_kit.workbook.cells import refusal
 from dpo_kit.workbook.exercises.sft_reference import LEVELS, check_adapter_size, check_rounding, check_sft_loss
 from dpo_kit.workbook.figures.sft import fault_rates, margins_at_start, moved, rounding
 from dpo_kit.workbook.figures.theory import lines
+from dpo_kit.workbook.show import show
 from dpo_kit.workbook.theory.losses import dpo_loss
 from dpo_kit.workbook.token_view import show_mask
 from dpo_kit.workspace import Workspace, default_workdir
@@ -391,7 +391,7 @@ show(moved(rows, layers, kinds), f"Relative change of each matrix by SFT: betwee
 # base under the trained adapter is the base as it was loaded.
 
 # %%
-assert frozen_identity(arms.model, tokenizer) == frozen_identity(load_base(profile)[0], tokenizer)
+assert arms.identity("base") == Arms(*load_base(profile)).identity("base")
 
 # %% [markdown]
 # ## 6. Before and after

@@ -1,45 +1,33 @@
-"""Arms on the same prompts: who wins how often, whether a fair coin would have done as well, and a scale for many arms.
+"""Two arms on the same prompts: which one wins how often, what that shows, and what it could have shown.
 
-Two arms are compared pairwise: win rates, sign test, McNemar's test, best of K. More than three go on one scale as
-Bradley-Terry strengths. Tests that were looked at together are corrected by Holm.
+Here are win rates, the sign test and best of K. Tests that were looked at together are corrected by Holm's method.
+`verdict_text` says in words what an interval shows, which may be "inconclusive".
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from typing import Any
 
 import numpy as np
-import statsmodels.api as sm
 from scipy.special import comb
-from scipy.stats import binomtest
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from scipy.stats import binom, binomtest
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.results import Interval, Pairwise
 from dpo_kit.evaluation.statistics.intervals import Z, mean_interval
 from dpo_kit.records import Verdict
 
+POWER_80 = 0.8416  # the normal's 80% point
 WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
-ELO_PER_NAT = 400 / np.log(10)
 
 
-@dataclass(frozen=True)
-class PreferenceRate:
-    """Judge preferences in [0, 1] as AlpacaEval reports them, as shares (not percent)."""
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided p-value of `wins` against `losses`: would a fair coin split them as unevenly?
 
-    win_rate: float
-    standard_error: float
-    discrete_win_rate: float
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Prompts that only one of the two arms passed, and the exact two-sided p-value."""
-
-    only_treated: int
-    only_control: int
-    p_value: float
+    On prompts that an arm passes or fails this is McNemar's test (1947). Without a win or a loss p is 1.
+    """
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def preferences(verdicts: Sequence[Verdict]) -> np.ndarray:
@@ -64,7 +52,7 @@ def pairwise(verdicts: Sequence[Verdict], clusters: Sequence[Hashable] | None = 
         return Pairwise(wins, ties, losses, unjudged, None, 0.0, 1.0, 1.0, None, win_rate)
     low, high = map(float, proportion_confint(wins, decisive, method="wilson"))
     exact = Interval(wins / decisive, *map(float, proportion_confint(wins, decisive, method="beta")))
-    p_value = float(binomtest(wins, decisive).pvalue)
+    p_value = sign_test(wins, losses)
     return Pairwise(wins, ties, losses, unjudged, wins / decisive, low, high, p_value, exact, win_rate)
 
 
@@ -72,34 +60,6 @@ def _win_rate(worth: np.ndarray, clusters: Sequence[Hashable] | None) -> Interva
     judged = ~np.isnan(worth)
     of = None if clusters is None else [c for c, keep in zip(clusters, judged, strict=True) if keep]
     return mean_interval(worth[judged], of)
-
-
-def preference_rate(preferences: Sequence[float]) -> PreferenceRate:
-    """Weighted preferences in [0, 1], 1 = the treated arm's answer wins, summed up as AlpacaEval 2 does.
-
-    They are the mean, its standard error s / sqrt(n), and the discrete rate, where a preference above 1/2 is a win and
-    1/2 is half a win. AlpacaEval's files hold preferences in [1, 2]: subtract 1. Its tables are in percent.
-    Raises ValueError for fewer than two preferences or one outside [0, 1].
-    """
-    worth = np.asarray(preferences, float)
-    if len(worth) < 2 or not ((worth >= 0) & (worth <= 1)).all():
-        raise ValueError("at least two preferences are needed, all in [0, 1]; leave unjudged prompts out")
-    discrete = np.mean((worth > 0.5) + 0.5 * (worth == 0.5))
-    return PreferenceRate(float(worth.mean()), float(worth.std(ddof=1) / len(worth) ** 0.5), float(discrete))
-
-
-def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNemar:
-    """Exact McNemar test (1947): would a fair coin split the prompts that just one arm passed as unevenly?
-
-    Misleads where the size of the difference is wanted (see `paired_difference`), or where prompts share sources.
-    Raises ValueError where the two sequences differ in length.
-    """
-    treated, control = np.asarray(treated_pass, bool), np.asarray(control_pass, bool)
-    if treated.shape != control.shape:
-        raise ValueError(f"passes must be paired by prompt: {treated.size} and {control.size}")
-    only_treated, only_control = int((treated & ~control).sum()), int((~treated & control).sum())
-    table = [[0, only_treated], [only_control, 0]]
-    return McNemar(only_treated, only_control, min(1.0, float(statsmodels_mcnemar(table, exact=True).pvalue)))
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
@@ -129,11 +89,11 @@ def win_rate_at_k(
     both picks the best and compares them, which is the rate with a perfect selector.
     Raises ValueError unless both are tables of as many prompts.
     """
-    treated, control = np.asarray(treated, float), np.asarray(control, float)
-    if treated.ndim != 2 or control.ndim != 2 or len(treated) != len(control):
-        raise ValueError(f"scores of shape (prompts, samples) are needed: {treated.shape} and {control.shape}")
-    most = min(treated.shape[1], control.shape[1])
-    return {k: mean_interval(_best_of(treated, control, k), clusters) for k in ks if k <= most}
+    ours, theirs = np.asarray(treated, float), np.asarray(control, float)
+    if ours.ndim != 2 or theirs.ndim != 2 or len(ours) != len(theirs):
+        raise ValueError(f"scores of shape (prompts, samples) are needed: {ours.shape} and {theirs.shape}")
+    most = min(ours.shape[1], theirs.shape[1])
+    return {k: mean_interval(_best_of(ours, theirs, k), clusters) for k in ks if k <= most}
 
 
 def _best_of(treated: np.ndarray, control: np.ndarray, k: int) -> np.ndarray:
@@ -148,66 +108,53 @@ def _is_best(samples: int, k: int) -> np.ndarray:
     return comb(np.arange(samples), k - 1) / comb(samples, k)
 
 
-def bradley_terry(
-    a: Sequence[str],
-    b: Sequence[str],
-    preferences: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    virtual_ties: float = 0.0,
-) -> dict[str, Interval]:
-    """The strength of each arm in Elo points (mean 0, best first) with a 95% interval.
+def verdict_text(
+    interval: Interval,
+    n: int,
+    smallest_interesting: float | None = None,
+    null: float = 0.0,
+    higher_is_better: bool = True,
+) -> str:
+    """An interval in words: better | worse | no difference larger than X | inconclusive: needs about N prompts.
 
-    One comparison a row: arm `a[i]`, arm `b[i]`, and the preference for the former in [0, 1] (1, tie 0.5, 0; unjudged
-    NaN). `clusters` names the prompt of each row: comparisons on the same prompt are not independent.
-    P(a beats b) = 1 / (1 + 10^((s_b - s_a) / 400)) (Bradley & Terry 1952), by maximum likelihood (binomial GLM) with a
-    sandwich covariance. Unlike Elo's running update it does not depend on the order of the games.
-    Misleads where arms beat each other in a circle, which one number for each arm cannot show, and where the interval
-    of one arm is read as that of a difference: compare two arms pairwise instead.
-    Raises ValueError where an arm won or lost everything (its strength is infinite): `virtual_ties` adds that many ties
-    between each two arms, which keeps strengths finite and pulls them together.
+    `n` is the number of prompts behind the interval; `smallest_interesting` is X, the smallest effect that would
+    matter, stated before looking; `null` is the value of no difference (0 for differences, 0.5 for win rates).
+
+    Better or worse: the interval leaves out `null`. No difference larger than X: the whole interval lies within
+    null +- X (two one-sided tests, Schuirmann 1987, at 2.5% a side). Otherwise N prompts would reach the nearer of
+    these two verdicts with a chance of 80%, if the truth is what was observed: n (2.8 se / d)^2, where d is the
+    distance of the estimate to null or to the edge at X.
+    Misleads where "better" is too small to matter (read the interval), after many looks at the data, and where N is
+    taken for a promise, since it rests on a noisy estimate.
     """
-    worth = np.asarray(preferences, float)
-    if not len(a) == len(b) == len(worth):
-        raise ValueError(f"comparisons need two arms and a preference each: {len(a)}, {len(b)} and {len(worth)}")
-    kept = np.flatnonzero(~np.isnan(worth))
-    arms = sorted({*a, *b})
-    ties = list(combinations(range(len(arms)), 2)) if virtual_ties else []
-    first = [arms.index(a[i]) for i in kept] + [i for i, _ in ties]
-    second = [arms.index(b[i]) for i in kept] + [j for _, j in ties]
-    worth = np.append(worth[kept], np.full(len(ties), 0.5))
-    weights = np.append(np.ones(len(kept)), np.full(len(ties), virtual_ties))
-    _refuse_infinite(arms, first, second, worth)
-    groups = [("row", i) for i in kept] if clusters is None else [clusters[i] for i in kept]
-    groups += [("tie", i, j) for i, j in ties]
-    strength, error = _fit(len(arms), first, second, worth, weights, groups)
-    rows = zip(arms, strength, Z * error, strict=True)
-    table = {arm: Interval(float(s), float(s - half), float(s + half)) for arm, s, half in rows}
-    return dict(sorted(table.items(), key=lambda item: (-item[1].mean, item[0])))
+    low, high, mean = interval.low - null, interval.high - null, abs(interval.mean - null)
+    if low > 0 or high < 0:
+        return "better" if (low > 0) == higher_is_better else "worse"
+    edge = smallest_interesting or 0.0
+    if max(-low, high) < edge:  # both ends, so the one that is further away decides
+        return f"no difference larger than {edge:g}"
+    distance = max(mean, edge - mean)
+    if distance < 1e-9:
+        return "inconclusive"
+    error = (high - low) / (2 * Z)
+    return f"inconclusive: needs about {_two_digits(n * ((Z + POWER_80) * error / distance) ** 2):,} prompts"
 
 
-def _refuse_infinite(arms, first, second, worth) -> None:
-    """Strengths are finite when every arm reaches every other along a chain of wins and ties (Ford 1957)."""
-    beaten = np.eye(len(arms), dtype=bool)  # (arms, arms): does a chain lead from the row's arm to the column's?
-    np.logical_or.at(beaten, (first, second), worth > 0)
-    np.logical_or.at(beaten, (second, first), worth < 1)
-    for middle in range(len(arms)):
-        beaten |= beaten[:, [middle]] & beaten[[middle], :]
-    if not beaten.all():
-        i, j = np.argwhere(~beaten)[0]
-        why = "no chain of wins leads from it to the other, so the distance is infinite; set virtual_ties=1"
-        raise ValueError(f"arms {arms[i]} and {arms[j]} cannot be placed on one scale: {why}")
+def _two_digits(number: float) -> int:
+    return int(float(f"{number:.1e}"))
 
 
-def _fit(count, first, second, worth, weights, groups) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths that sum to zero, and their standard errors, in Elo points."""
-    design = np.zeros((len(worth), count))
-    rows = np.arange(len(worth))
-    np.add.at(design, (rows, first), 1)
-    np.add.at(design, (rows, second), -1)
-    # only differences of strengths are identified: fit in a basis whose strengths sum to zero
-    basis = np.linalg.qr(np.eye(count)[:, 1:] - 1 / count)[0]  # (arms, arms - 1)
-    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    model = sm.GLM(worth, design @ basis, family=sm.families.Binomial(), var_weights=weights)
-    fit = model.fit(cov_type="cluster", cov_kwds={"groups": np.array([number[name] for name in groups])})
-    error = np.sqrt(np.diag(basis @ fit.cov_params() @ basis.T))
-    return ELO_PER_NAT * basis @ fit.params, ELO_PER_NAT * error
+def smallest_effect(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true mean difference that a paired t-test on `n` prompts sees with this power.
+
+    Misleads when read as "the effect is smaller than this": the interval says how large it can be.
+    """
+    # for some n, such as 120, statsmodels returns an array of one number
+    return float(np.squeeze(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))) * sd
+
+
+def sign_test_power(n: Any, rate: float, alpha: float = 0.05) -> Any:
+    """The chance that the exact two-sided sign test on `n` decisive prompts (a number or an array) finds p <= alpha."""
+    most = binom.ppf(alpha / 2, n, 0.5)
+    fewest = np.where(binom.cdf(most, n, 0.5) <= alpha / 2, most, most - 1)
+    return binom.cdf(fewest, n, rate) + binom.sf(n - fewest - 1, n, rate)

@@ -5,10 +5,9 @@ runs nothing, and only after every character outside of strings was found harmle
 """
 
 import ast
+import json
 import re
 from typing import Any
-
-from dpo_kit.jsonl import parse_object
 
 MOST_CHARACTERS = 5_000_000
 DEEPEST = 60
@@ -49,10 +48,13 @@ def structure_in(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"longer than {MOST_CHARACTERS} characters")
     try:
-        return parse_object(b'{"value": %s}' % text.encode("utf-8", "surrogatepass"))["value"]
-    except ValueError as error:
-        if text.lstrip()[:2] == '{"':  # Python prefers the other quotes
-            raise error from None
+        value = json.loads(text, parse_constant=lambda name: None)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair raises ValueError
+        return value
+    except json.JSONDecodeError:
+        pass
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from None
     try:
         return ast.literal_eval(_separated(text))
     except (SyntaxError, MemoryError, RecursionError):
