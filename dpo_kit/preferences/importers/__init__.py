@@ -297,25 +297,30 @@ def _distinct(path: Path, prompts: Iterable[Prompt]) -> list[Prompt]:
     return list(by_id.values())
 
 
-def import_external(data: DataSettings, quarantine: Path | None = None, **how: Any) -> Imported:
-    """The pairs of a file or folder, or of a data set on the Hub, as `profile.data` names them.
+def import_external(data: DataSettings, quarantine: Path | None = None) -> Imported:
+    """The pairs that `profile.data` names. Raises DpoKitError where there are none."""
+    return import_any(data.pairs, quarantine, data.limit, mapped=data.map, split=data.split)
 
-    `how` goes to `import_pairs`. Raises DpoKitError where there is neither.
+
+def import_any(
+    source: str, quarantine: Path | None = None, limit: int | None = None, *, split: str = "train", **how: Any
+) -> Imported:
+    """The pairs of a file or folder, of standard input (`-`), or of a data set on the Hub, of which `limit` are read.
+
+    `how` goes to `import_pairs`. Raises DpoKitError where there is none of them.
     """
-    path = Path(data.pairs)
-    if path.exists() or data.pairs == "-" or not HUB_ID.fullmatch(data.pairs):
-        return import_pairs(path, quarantine=quarantine, mapped=data.map, split=data.split, **how)
+    if Path(source).exists() or source == "-" or not HUB_ID.fullmatch(source):
+        return import_pairs(Path(source), quarantine=quarantine, split=split, **how)
     from datasets import load_dataset
 
-    part = data.split if data.limit is None else f"{data.split}[:{data.limit}]"
     try:
-        dataset = load_dataset(data.pairs, split=part)
+        dataset = load_dataset(source, split=split if limit is None else f"{split}[:{limit}]")
     except (OSError, ValueError) as error:
         raise DpoKitError(
-            f"{data.pairs}: no data set there with a split {data.split!r} ({str(error).splitlines()[0]}); "
-            "data.pairs is a file, or a folder or Hub id with data.split"
+            f"{source}: no file or folder, and no data set on the Hub with a split {split!r} "
+            f"({str(error).splitlines()[0]}); check the path, or choose another split"
         ) from None
-    return import_rows(dataset, mapped=data.map, quarantine=quarantine)
+    return import_rows(dataset, mapped=how.get("mapped", ()), quarantine=quarantine)
 
 
 def load_external_pairs(
@@ -361,10 +366,7 @@ def _head(source: Iterator[Row | BadLine]) -> list[Row | BadLine]:
 
 def _fields(row: Row, mapped: Mapped) -> Fields:
     """A row's columns; messages as text that cannot be read stay texts here, and the row is refused when it is read."""
-    try:
-        return Fields(row.columns, mapped)
-    except ValueError:
-        return Fields({name: None if isinstance(value, str) else value for name, value in row.columns.items()}, mapped)
+    return Fields(row.columns, mapped, lenient=True)
 
 
 def _format(path: Path, head: list[Row | BadLine], mapped: Mapped) -> str | None:

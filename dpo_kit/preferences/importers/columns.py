@@ -93,10 +93,13 @@ class Mapped:
 class Fields(dict):
     """One row by plain column names, with messages that were written as text already read.
 
-    It remembers which columns were read, what a reader wants said of the row, and the labels it met.
+    It remembers which columns were read, what a reader wants said of the row, and the labels it met. Messages that
+    cannot be read raise ValueError, or stay texts where it is `lenient`.
     """
 
-    def __init__(self, row: Mapping[str, Any], mapped: "Mapped | None" = None, within: str = "") -> None:
+    def __init__(
+        self, row: Mapping[str, Any], mapped: "Mapped | None" = None, within: str = "", lenient: bool = False
+    ) -> None:
         super().__init__()
         self.mapped = mapped or Mapped()
         self.within, self.prefill = within, ""
@@ -109,7 +112,12 @@ class Fields(dict):
             plain = self.mapped.names.get(name) or plain_name(name)
             plain = name if plain in self else plain
             self.written[plain] = name
-            self[plain] = _cell(plain, value)
+            try:
+                self[plain] = _cell(plain, value)
+            except ValueError as error:
+                if not lenient:
+                    raise ValueError(f"{name}: {error}") from None
+                self[plain] = value
 
     def __getitem__(self, name: str) -> Any:
         self.used.add(name)

@@ -331,7 +331,8 @@ def _by_scores(row: Fields, names: tuple[str, str], label: str) -> Judged:
 
 
 def _one_hot(row: Fields, names: tuple[str, str], label: str) -> Judged:
-    """The LMSYS competition: three columns, of which one is 1."""
+    """The LMSYS competition: three columns, of which one is 1; answers are lists of turns, written as text."""
+    row.update({n: structure_in(row[n]) for n in names if isinstance(row[n], str) and row[n].startswith("[")})
     flags = [number(row.get(name)) for name in ("winner_model_a", "winner_model_b", "winner_tie")]
     if sorted(flag or 0 for flag in flags) != [0, 0, 1]:
         raise ValueError("winner_model_a, winner_model_b, winner_tie: exactly one must be 1")

@@ -137,11 +137,9 @@ def _start(path: Path) -> bytes:
 def _unpacker(start: bytes) -> Any:
     """What opens a compressed file, from the file's first bytes; None where it is not compressed."""
     if start.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            import zstandard
-        except ImportError:
-            raise DpoKitError("a file in Zstandard's format needs the package: pip install zstandard") from None
-        return lambda path: zstandard.open(path, "rb")
+        import pyarrow
+
+        return lambda path: pyarrow.input_stream(str(path), compression="zstd")
     openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
     return next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
 
