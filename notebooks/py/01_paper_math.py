@@ -16,11 +16,14 @@
 # **Question.** Where does the DPO loss come from, and what does each of its symbols do to a policy?
 #
 # **Method.** We take a world so small that every sum can be written out. Each step of the paper
-# ([Rafailov et al., arXiv 2305.18290](https://arxiv.org/abs/2305.18290)) is then three things in a row: an equation,
-# the code that computes it, and an assertion that it holds. Nothing is trained on text here, and nothing is sampled
-# unless sampling is the point.
+# ([Rafailov et al., arXiv 2305.18290](https://arxiv.org/abs/2305.18290)) then consists of three things: an equation,
+# the code that computes it, and an assertion that the two agree. No model is trained on text here. We compute sums
+# exactly, and draw samples only in the sections that are about samples.
 #
-# **Needs.** High-school calculus, probabilities, a little PyTorch. No data, no model, no network.
+# **Needs.** High-school calculus, probabilities, a little PyTorch. You need no data, no model and no network.
+#
+# **Core path.** Sections 1 to 9, read beside sections 3 to 5 of the paper. Sections 10 to 14 go deeper and can wait
+# for a second reading; notebook 02 needs only the core path.
 #
 # **Takes.** About ninety minutes to read. The cells run in under a minute on a CPU; a GPU would not help.
 
@@ -32,12 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.models.logprobs import exact_kl
-from dpo_kit.workbook.exercises.paper_math import (
-    check_dpo_loss,
-    check_gap_at_optimum,
-    check_optimal_policy,
-    check_sequence_kl,
-)
+from dpo_kit.workbook.exercises import paper_math as exercises
 from dpo_kit.workbook.figures.theory import Slider, explore, frontier, lines, loss_well, policies
 from dpo_kit.workbook.show import show
 from dpo_kit.workbook.theory import exact
@@ -49,6 +47,7 @@ from dpo_kit.workbook.theory.sequences import SequenceWorld
 
 torch.set_default_dtype(torch.float64)  # equalities then hold to about twelve digits
 torch.manual_seed(0)
+
 # %% [markdown]
 # ## 1. A world that can be enumerated
 #
@@ -57,7 +56,7 @@ torch.manual_seed(0)
 #
 # Two tables are given. The **reference** $\pi_{\mathrm{ref}}(y \mid x)$ is the policy we start from; in practice it is
 # a model after supervised fine-tuning (SFT). The **reward** $r(x, y)$ says how good a response truly is. In practice
-# nobody ever sees it; here we do, so that we can check what training finds.
+# nobody ever sees the true reward. Here we know it, so we can check what training finds.
 
 # %%
 PROMPTS = ["disk full", "checkout slow", "login errors"]
@@ -67,12 +66,12 @@ rewards = torch.tensor([[0.0, 1.0, 2.0, 1.5], [1.0, 0.5, -0.5, 0.0], [2.0, -1.0,
 assert torch.allclose(ref_probs.sum(dim=1), torch.ones(3))
 
 # %% [markdown]
-# How far is a policy from its reference? The **Kullback-Leibler divergence** counts it in nats:
+# How far is a policy from its reference? The **Kullback-Leibler divergence** (KL) measures this distance in nats:
 #
 # $$\mathrm{KL}(\pi \,\|\, \pi_{\mathrm{ref}})
 # = \sum_y \pi(y \mid x)\,\log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}$$
 #
-# It is an expectation under $\pi$, it is never negative, and it is zero only between equals.
+# The KL is an expectation under $\pi$. It is never negative, and it is zero only where the two policies are equal.
 
 
 # %%
@@ -85,11 +84,12 @@ assert torch.allclose(kl_by_hand(some_policy, ref_probs), exact.kl(some_policy, 
 kl_by_hand(some_policy, ref_probs)
 
 # %% [markdown]
-# ## 2. The null result first
+# ## 2. The untrained policy
 #
 # Before anything is trained, the policy *is* the reference. Then the KL is zero, the difference of log-ratios that DPO
 # works with (the **margin**, defined in section 7) is zero, and its loss is $-\log \sigma(0) = \log 2$, with
-# $\sigma(z) = 1/(1 + e^{-z})$ the sigmoid. A run whose first step shows anything else has its reference wrong.
+# $\sigma(z) = 1/(1 + e^{-z})$ the sigmoid. Check this in every run whose policy starts as a copy of the reference: if
+# its first step shows another loss, then policy and reference do not agree.
 
 # %%
 logps = ref_probs.log()
@@ -103,13 +103,14 @@ losses
 # %% [markdown]
 # ## 3. What RLHF asks for
 #
-# Reinforcement learning from human feedback (RLHF) asks for reward, at a price (Eq. 3 of the paper):
+# Reinforcement learning from human feedback (RLHF) maximises the expected reward minus a penalty for leaving the
+# reference (Eq. 3 of the paper):
 #
 # $$J_\beta(\pi) = \mathbb{E}_{y \sim \pi(\cdot \mid x)}\,[\,r(x, y)\,]
 # - \beta\,\mathrm{KL}(\pi \,\|\, \pi_{\mathrm{ref}})$$
 #
-# $\beta > 0$ is the **price of one nat**: how much reward a policy must gain to be worth one nat of distance from the
-# reference. A high $\beta$ is a high price.
+# $\beta > 0$ is the **price of one nat**. A policy that moves one nat away from the reference must gain at least
+# $\beta$ in expected reward, or its objective falls. So a high $\beta$ makes distance expensive.
 
 
 # %%
@@ -130,7 +131,8 @@ print("some policy", objective_by_hand(some_policy, 0.5))
 # $$\pi^*(y \mid x) = \frac{1}{Z(x)}\,\pi_{\mathrm{ref}}(y \mid x)\,\exp\!\Big(\frac{r(x, y)}{\beta}\Big),
 # \qquad Z(x) = \sum_y \pi_{\mathrm{ref}}(y \mid x)\,\exp\!\Big(\frac{r(x, y)}{\beta}\Big)$$
 #
-# $Z(x)$, the **partition function**, makes the row add up to one. Mind where $\beta$ stands: it *divides* the reward.
+# $Z(x)$, the **partition function**, makes the probabilities of a row add up to one. Note where $\beta$ stands: it
+# *divides* the reward.
 
 # %%
 beta = 0.5
@@ -141,13 +143,22 @@ assert torch.allclose(pi_star, exact.optimal_policy(ref_probs, rewards, beta))
 pi_star
 
 # %% [markdown]
-# Why is it the best? Put $r = \beta \log(\pi^*/\pi_{\mathrm{ref}}) + \beta \log Z$ into $J_\beta$ and collect the
-# logarithms. For *every* policy $\pi$,
+# Why is $\pi^*$ the best policy? The proof has four lines. Write $J_\beta$ as one expectation under $\pi$; replace
+# $r$ by $\beta \log(\pi^*/\pi_{\mathrm{ref}}) + \beta \log Z$, which is Eq. 4 solved for $r$; cancel
+# $\log \pi_{\mathrm{ref}}$; and recognise the KL.
 #
-# $$J_\beta(\pi) = \beta \log Z(x) - \beta\,\mathrm{KL}(\pi \,\|\, \pi^*).$$
+# $$\begin{aligned}
+# J_\beta(\pi) &= \mathbb{E}_{y \sim \pi}\Big[r(x, y)
+# - \beta \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}\Big] \\
+# &= \mathbb{E}_{y \sim \pi}\Big[\beta \log \frac{\pi^*(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)} + \beta \log Z(x)
+# - \beta \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}\Big] \\
+# &= \beta \log Z(x) - \beta\, \mathbb{E}_{y \sim \pi}\Big[\log \frac{\pi(y \mid x)}{\pi^*(y \mid x)}\Big] \\
+# &= \beta \log Z(x) - \beta\,\mathrm{KL}(\pi \,\|\, \pi^*).
+# \end{aligned}$$
 #
-# The first term knows nothing of $\pi$; the second is at most zero, and zero only at $\pi = \pi^*$. That is the whole
-# proof. Here it is for a thousand random policies.
+# This holds for *every* policy $\pi$. The first term does not depend on $\pi$. The second term is at most zero, and it
+# is zero only at $\pi = \pi^*$. So no policy is better than $\pi^*$. The next cell checks the last line for a
+# thousand random policies.
 
 # %%
 random_policies = torch.randn(1000, 3, 4).softmax(dim=-1)
@@ -157,9 +168,9 @@ assert torch.allclose(left, right)
 assert (left <= objective_by_hand(pi_star, beta)).all(), "no policy beats pi*"
 
 # %% [markdown]
-# And independently of any algebra: a numerical optimiser that sees only $J_\beta$ and its gradient arrives at the same
-# table. We measure the distance of two policies as **total variation**, the most that the probability of any event can
-# differ; it lies between 0 and 1.
+# The next cell checks the same without any algebra: a numerical optimiser that sees only $J_\beta$ and its gradient
+# arrives at the same table. We measure the distance of two policies as **total variation**, the most that the
+# probability of any event can differ; it lies between 0 and 1.
 
 # %%
 found = minimise(lambda logits: -objective_by_hand(logits.softmax(dim=-1), beta).sum(), start=ref_probs.log())
@@ -169,8 +180,9 @@ distance
 
 
 # %% [markdown]
-# The next figure should make you see two forces. At a high price the optimum hugs the reference; at a low one the best
-# response takes nearly everything. (If you run this yourself, there is a slider.)
+# **Before you look at the next figure:** which of the two optima will be closer to the reference, the one at $\beta$ or
+# the one at ten times $\beta$? And which response will gain most for each prompt? (If you run this yourself, a slider
+# sets $\beta$.)
 
 
 # %%
@@ -189,8 +201,9 @@ explore(
 )
 
 # %% [markdown]
-# At ten times $\beta$ the striped bars stay near the grey ones. At $\beta$ the dotted bars give most of the
-# probability to the best response of each prompt, even where the reference hardly gave it. In numbers:
+# At ten times $\beta$ the striped bars stay near the grey ones, because distance is expensive. At $\beta$ the dotted
+# bars give most of the probability to the response with the highest reward, even where the reference rarely gives that
+# response. The same in numbers:
 
 # %%
 for price in (0.1, 0.5, 2.0, 20.0):
@@ -199,8 +212,8 @@ for price in (0.1, 0.5, 2.0, 20.0):
     print(f"beta {price:5.1f}   KL {nats:.4f}   expected reward {reward:.3f}")
 
 # %% [markdown]
-# A higher $\beta$ means *closer to the reference*. Many texts have it the other way round; section 9 shows why one may
-# come to believe that.
+# A higher $\beta$ means *closer to the reference*. It is often written the other way round. Section 9 shows an
+# experiment that can lead to this belief.
 #
 # ## 5. The inversion: a policy is a reward
 #
@@ -208,7 +221,7 @@ for price in (0.1, 0.5, 2.0, 20.0):
 #
 # $$r(x, y) = \beta \log \frac{\pi^*(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)} + \beta \log Z(x)$$
 #
-# The first term is the **implicit reward** of a policy. The second is a number per prompt.
+# The first term is the **implicit reward** of a policy. The second term is one number per prompt.
 
 # %%
 log_ratio = (pi_star / ref_probs).log()
@@ -218,8 +231,8 @@ assert torch.allclose(beta * log_ratio, exact.implicit_reward(pi_star, ref_probs
 (recovered - rewards).abs().max()
 
 # %% [markdown]
-# What is lost is exactly one number per prompt: rewards that differ by a constant have the same optimum. So an implicit
-# reward can rank the responses to one prompt. It cannot say which *prompt* was answered better.
+# The implicit reward lacks exactly one number per prompt, because rewards that differ by a constant have the same
+# optimum. So an implicit reward can rank the responses to one prompt. It cannot compare responses to different prompts.
 
 # %%
 shifted = rewards + torch.tensor([[5.0], [-3.0], [0.0]])
@@ -229,13 +242,13 @@ exact.implicit_reward(pi_star, ref_probs, beta)
 # %% [markdown]
 # ## 6. Preferences: Z cancels
 #
-# Nobody tells us rewards. People compare: of two responses, which is better? The **Bradley-Terry** model (Eq. 1) says
-# that response $y_1$ is preferred to $y_2$ with probability
+# In practice nobody gives us rewards. People compare two responses and say which one is better. The **Bradley-Terry**
+# model (Eq. 1) says that response $y_1$ is preferred to $y_2$ with probability
 #
 # $$p(y_1 \succ y_2 \mid x) = \sigma\big(r(x, y_1) - r(x, y_2)\big).$$
 #
-# Only a *difference* of rewards for the same prompt appears. Put in Eq. 5, and $\beta \log Z(x)$ is there twice with
-# opposite signs.
+# Only a *difference* of rewards for the same prompt appears. When we insert Eq. 5 for both rewards, the term
+# $\beta \log Z(x)$ appears twice with opposite signs, so it cancels.
 
 # %%
 implied = exact.implicit_reward(pi_star, ref_probs, beta)
@@ -246,8 +259,8 @@ assert torch.allclose(from_rewards, from_policy)
 from_policy[0]
 
 # %% [markdown]
-# This is the step that makes DPO possible. $Z(x)$ is a sum over all responses, which for text nobody can compute, and
-# it never has to be computed.
+# This step makes DPO possible. $Z(x)$ is a sum over all responses. For text nobody can compute that sum, and DPO never
+# needs it.
 #
 # ## 7. The loss
 #
@@ -258,7 +271,7 @@ from_policy[0]
 # $$L_{\mathrm{DPO}}(\theta) = -\,\mathbb{E}_{(x, y_w, y_l)}
 # \Big[ \log \sigma\big(\beta\,h(y_w) - \beta\,h(y_l)\big) \Big].$$
 #
-# Mind the minus sign: it is a negative log-likelihood, to be minimised.
+# Note the minus sign: the loss is a negative log-likelihood, and training minimises it.
 
 
 # %%
@@ -274,8 +287,8 @@ assert torch.allclose(by_hand, dpo_loss(*logps, beta=0.1)[0])
 by_hand
 
 # %% [markdown]
-# In an enumerable world the expectation is a sum over all pairs of responses, weighted by how often the first wins. So
-# this is the loss on *infinitely many* preference pairs, with none drawn:
+# In a world that can be enumerated, the expectation is a sum over all pairs of responses, weighted by how often the
+# first one wins. So the next cell computes the loss on *infinitely many* preference pairs, without drawing any:
 
 
 # %%
@@ -292,12 +305,13 @@ assert torch.allclose(by_hand, exact.expected_dpo_loss(pi_star.log(), ref_probs.
 by_hand
 
 # %% [markdown]
-# Note that even the perfect policy has a loss well above zero: people who follow Bradley-Terry disagree, and no policy
-# can be right about both of two contradicting verdicts.
+# Even the optimal policy has a loss well above zero. Under Bradley-Terry the same two responses are judged differently
+# from time to time, and no policy can agree with both of two contradicting verdicts.
 #
 # ## 8. Gradient descent on the DPO loss arrives at the optimum of RLHF
 #
-# Neither the reward nor $Z$ is given to the next cell. It sees comparisons and the reference, and walks downhill.
+# The next cell knows neither the reward nor $Z$. It uses the comparisons and the reference, and takes steps of gradient
+# descent on the DPO loss. **Predict:** how close does it come to $\pi^*$, the optimum of RLHF?
 
 
 # %%
@@ -313,7 +327,7 @@ assert distances[-1] < 1e-12
 distances[[0, 10, 100, 1000, 2000]]
 
 # %% [markdown]
-# The figure should show a straight fall on a logarithmic axis, down to where float64 ends.
+# The vertical axis of the next figure is logarithmic. What does a straight line on it mean, and where must it end?
 
 # %%
 shown = range(0, 2001, 20)
@@ -324,12 +338,14 @@ figure = lines(
 show(figure, "Distance to the optimal policy falls exponentially with the step and ends at rounding error.")
 
 # %% [markdown]
-# It does: the distance falls by a constant factor per step until only rounding is left. The optimum of the DPO loss
-# *is* the optimum of RLHF, exactly, when preferences follow Bradley-Terry and there are enough of them.
+# The line is straight: the distance falls by a nearly constant factor per step, until only the rounding error of
+# float64 is left. So where preferences follow Bradley-Terry and are known exactly, the optimum of the DPO loss *is* the
+# optimum of RLHF.
 #
 # ### How many are enough?
 #
-# Now draw a finite number of pairs, and find the best policy for those. We repeat each size with sixteen draws.
+# Now we draw a finite number of pairs and find the policy that fits them best. We repeat this sixteen times for each
+# number of pairs. **Predict:** how many times more pairs does it take to halve the distance?
 
 
 # %%
@@ -349,8 +365,8 @@ for pairs, distance in zip(sizes, by_size, strict=True):
     print(f"{pairs:9,d} pairs   distance {distance:.4f}")
 
 # %% [markdown]
-# The figure should show what one more pair is worth: compare the points with the dashed line, which falls like one over
-# the square root of the number of pairs.
+# The dashed line of the next figure falls like one over the square root of the number of pairs. Do the points follow
+# it?
 
 # %%
 rate = [by_size[-1] * math.sqrt(sizes[-1] / pairs) for pairs in sizes]
@@ -361,15 +377,15 @@ figure = lines(
 show(figure, "Mean distance to the optimal policy against pairs per prompt, close to a line of slope minus one half.")
 
 # %% [markdown]
-# Statistics, not optimisation, sets the distance: ten times closer costs a hundred times the pairs. And this is a world
-# of four responses.
+# They do, more closely the more pairs there are. Here the number of pairs limits how close we come to $\pi^*$, not the
+# optimiser: to come ten times closer we need about a hundred times as many pairs. To halve the distance takes about
+# four times as many.
 #
 # ### Preferences that are always the same
 #
-# Suppose the first of two responses *always* wins. Then the loss has no minimum: it falls for ever as the gap
-# $h(y_w) - h(y_l)$ grows, whatever $\beta$ is. The KL term of RLHF, which would have held the policy, is gone: it was
-# used up in the derivation and acts only through preferences that are sometimes lost. Finite data does this all the
-# time: a pair that was labelled once is a preference that is always the same.
+# Suppose the first of two responses *always* wins. Then the loss has no minimum: it keeps falling as the gap
+# $h(y_w) - h(y_l)$ grows, whatever $\beta$ is. Finite data contains many such preferences, because a pair that was
+# labelled once has only one label.
 
 
 # %%
@@ -393,7 +409,7 @@ for b, gaps in runs.items():
     print(f"beta {b}   gap {gaps[10_000]:6.3f}   of which in the last nine tenths of the steps {growth:.3f}")
 
 # %% [markdown]
-# The figure should show three curves none of which levels off. The step axis is logarithmic.
+# The step axis of the next figure is logarithmic. Does any of the three curves level off?
 
 # %%
 steps = torch.logspace(0, 4, 60).round().long().unique()
@@ -404,23 +420,58 @@ figure = lines(
 show(figure, "The log-ratio gap grows with the logarithm of the step for each of three values of beta.")
 
 # %% [markdown]
-# Each tenfold of steps adds about $\log(10)/\beta$ once a curve has bent: slower for a high $\beta$, but without end.
-# What stops a real run is the number of steps, the learning rate, and that one network serves all prompts.
+# None does. Once a curve is past its bend, each tenfold of steps adds about $\log(10)/\beta$. A high $\beta$ makes the
+# growth slower, but does not end it. In a real run other things end it: the number of steps, the learning rate, and
+# the fact that one network serves all prompts.
 #
-# IPO (arXiv 2310.12036) was made for this case. Its loss is $(h(y_w) - h(y_l) - \tfrac{1}{2\beta})^2$, a well with a
-# floor, so that even a preference that never fails asks for a finite gap.
+# **Is this a fault of DPO alone?** It is often written that the KL term of RLHF would have held the policy here. That
+# is not so when the reward model is fitted by plain maximum likelihood: its reward difference grows without end as
+# well, and the optimum of RLHF for that reward has the gap $(r(y_w) - r(y_l))/\beta$, from Eq. 4. What does hold the
+# policy is a reward model that is *regularised*, which reward models in practice are, if only because their training
+# stops early. [Azar et al. (arXiv 2310.12036)](https://arxiv.org/abs/2310.12036) make this point. We run both reward
+# models with the learning rate and the steps that DPO had, and compare the gaps at the smallest $\beta$.
+
+# %%
+REWARD_PENALTY = 0.01  # times the square of the reward difference
+
+
+def certain_reward(penalty):
+    """The reward model's loss over its reward difference, when the first of two responses always wins."""
+    return lambda difference: (-F.logsigmoid(difference) + penalty * difference.square()).sum()
+
+
+fits = {p: descend(certain_reward(p), START, lr=0.2, steps=10_000).flatten() for p in (0.0, REWARD_PENALTY)}
+policy_gaps = {
+    "DPO": runs[BETAS[0]],
+    "RLHF, reward by maximum likelihood": fits[0.0] / BETAS[0],
+    "RLHF, regularised reward": fits[REWARD_PENALTY] / BETAS[0],
+}
+for name, gaps in policy_gaps.items():
+    print(f"{name:35s} gap {gaps[1_000]:6.3f} after 1,000 steps, {gaps[10_000]:6.3f} after 10,000")
+plain, held = fits[0.0], fits[REWARD_PENALTY]
+assert plain[10_000] - plain[1_000] > 0.9 * math.log(10), "the plain reward model diverges too"
+assert abs(held[10_000] - held[1_000]) < 1e-3, "the regularised one has arrived"
+
+# %% [markdown]
+# With the plain reward model RLHF's gap grows as DPO's does, and after the same steps it is even the larger of the two.
+# With the regularised one it stands still. So DPO leaves out the separate reward model, and with it the place where
+# that regularisation was.
+#
+# **IPO**, from the same paper, puts the limit into the loss: $(h(y_w) - h(y_l) - \tfrac{1}{2\beta})^2$ has a minimum at
+# a finite gap. When the first response wins with probability $p$, the minimum of its expectation is at $\frac{2p -
+# 1}{2\beta}$. For a preference that never fails, $p = 1$, this is $\frac{1}{2\beta}$.
 
 # %%
 for b in BETAS:
-    gap = minimise(two_answers(1.0, b, "ipo"), START).item()
-    assert math.isclose(gap, 1 / (2 * b), rel_tol=1e-6)
-    print(f"beta {b}   gap at IPO's optimum {gap:.3f}")
+    gaps = {q: minimise(two_answers(q, b, "ipo"), START).item() for q in (0.6, 0.8, 1.0)}
+    assert all(math.isclose(gap, (2 * q - 1) / (2 * b), rel_tol=1e-6) for q, gap in gaps.items())
+    print(f"beta {b}   gap at IPO's optimum:", ", ".join(f"{gap:.3f} at p = {q}" for q, gap in gaps.items()))
 
 # %% [markdown]
 # ## 9. What beta does, exactly
 #
-# Two responses, the first preferred with probability $p$. Set the derivative of the expected loss to zero: the margin
-# at the optimum is $\mathrm{logit}(p) = \log \tfrac{p}{1-p}$, so
+# Take two responses, the first of which is preferred with probability $p$. Where the derivative of the expected DPO
+# loss is zero, the margin is $\mathrm{logit}(p) = \log \tfrac{p}{1-p}$, so the optimum has the gap
 #
 # $$h(y_1) - h(y_2) = \frac{\mathrm{logit}(p)}{\beta}.$$
 
@@ -433,11 +484,11 @@ for b in BETAS:
 
 
 # %% [markdown]
-# Labels are noisy, too. If a verdict is turned round with probability $\varepsilon$, the first response is seen to win
+# Labels are noisy, too. If a label is flipped with probability $\varepsilon$, the first response is seen to win
 # with probability $p' = (1-\varepsilon)\,p + \varepsilon\,(1-p)$, and the optimum moves to $\mathrm{logit}(p')/\beta$.
 #
-# The figure should make you see the well, and how its floor moves: towards zero with noise and with $\beta$, away from
-# zero with a stronger preference.
+# The next figure draws the expected loss over the gap. **Predict:** in which direction does its minimum move when the
+# noise grows, when $\beta$ grows, and when the preference becomes stronger?
 
 
 # %%
@@ -456,15 +507,16 @@ explore(
 )  # fmt: skip
 
 # %% [markdown]
-# The well is wide and asymmetric: beyond the floor the loss rises slowly, so an optimiser that overshoots is hardly
-# told so. Noise pulls the optimum in. That is not a defect of the fit but what the labels say.
+# More noise and a higher $\beta$ move the minimum towards zero; a stronger preference moves it away from zero. The
+# curve is not symmetric: to the right of the minimum the loss rises slowly, so the gradient that corrects a gap that is
+# too large is weak. Noise lowers the optimal gap because the noisy labels themselves win less often.
 #
 # ### The other half of the story
 #
-# Why do people believe that a high $\beta$ moves the policy *further*? Look at the first step. The gradient of the loss
-# with respect to the gap is $-\beta\,(p - \sigma(\beta \cdot \text{gap}))$; at the start it is
-# $-\beta\,(p - \tfrac12)$, *proportional* to $\beta$. With plain gradient descent and a fixed learning rate a higher
-# $\beta$ sets off faster, towards a nearer goal.
+# Why do people believe that a high $\beta$ moves the policy *further*? Look at the first step of training. The gradient
+# of the loss with respect to the gap is $-\beta\,(p - \sigma(\beta \cdot \text{gap}))$; at the start it is $-\beta\,(p
+# - \tfrac12)$, *proportional* to $\beta$. So with plain gradient descent and a fixed learning rate, a higher $\beta$
+# takes larger first steps, although its optimum is closer to the start.
 
 # %%
 lr = 0.2
@@ -474,7 +526,7 @@ for b, gaps in runs.items():
     print(f"beta {b:3.1f}   first step {gaps[1]:.4f}   after all steps {gaps[-1]:.4f}")
 
 # %% [markdown]
-# The figure should show the curves crossing: the order at the left is the reverse of the order at the right.
+# **Predict:** in the next figure, which of the three curves is highest at the left, and which at the right?
 
 # %%
 figure = lines(
@@ -484,8 +536,9 @@ figure = lines(
 show(figure, "Log-ratio gap over steps for three betas: the highest beta starts fastest and ends lowest.")
 
 # %% [markdown]
-# Whoever stops early sees "higher beta moves further"; whoever waits sees the truth of the optimum. Adam, which
-# everybody uses, divides the gradient by its own size, so at first $\beta$ hardly matters at all:
+# The order at the left is the reverse of the order at the right. A run that stops early therefore shows that a higher
+# $\beta$ moves further, and a run that converges shows the opposite. Adam, the usual optimiser, divides the gradient by
+# its own size. So the size of its first step does not depend on $\beta$:
 
 # %%
 for b in BETAS:
@@ -497,8 +550,10 @@ for b in BETAS:
 # ## 10. KL: two directions, three estimators
 #
 # $\mathrm{KL}(\pi \,\|\, \pi_{\mathrm{ref}})$, with the policy in front, is called the **reverse** KL, and
-# $\mathrm{KL}(\pi_{\mathrm{ref}} \,\|\, \pi)$ the **forward** one. They differ in what they forgive. Take a target with
-# two humps and a policy that can only make one: `hump` has two numbers, its centre and the logarithm of its width.
+# $\mathrm{KL}(\pi_{\mathrm{ref}} \,\|\, \pi)$ the **forward** one. They penalise different errors. To see this, take a
+# target with two humps and a policy that can have only one. The function `hump` takes two numbers: the centre of the
+# hump and the logarithm of its width. The fit by the reverse KL is started twice, once at the left and once at the
+# right.
 
 # %%
 grid = torch.linspace(-6, 6, 241)
@@ -511,26 +566,36 @@ def hump(theta):
 
 # %%
 target = 0.6 * hump(torch.tensor([-2.0, -0.5])) + 0.4 * hump(torch.tensor([2.5, -0.5]))
-start = torch.tensor([-1.0, 0.5])
-reverse = hump(minimise(lambda theta: exact.kl(hump(theta), target), start))
-forward = hump(minimise(lambda theta: exact.kl(target, hump(theta)), start))
-for name, probs in {"target": target, "reverse": reverse, "forward": forward}.items():
-    print(f"{name:7s}   probability right of zero {probs[grid > 0].sum():.2f}")
+left, right = torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 0.5])
+fits = {
+    "reverse KL, started left": hump(minimise(lambda theta: exact.kl(hump(theta), target), left)),
+    "reverse KL, started right": hump(minimise(lambda theta: exact.kl(hump(theta), target), right)),
+    "forward KL, started left": hump(minimise(lambda theta: exact.kl(target, hump(theta)), left)),
+    "forward KL, started right": hump(minimise(lambda theta: exact.kl(target, hump(theta)), right)),
+}
+for name, probs in fits.items():
+    print(f"{name:25s}   probability right of zero {probs[grid > 0].sum():.2f}", end="   ")
+    print(f"reverse KL {exact.kl(probs, target):.2f}, forward KL {exact.kl(target, probs):.2f}")
+assert torch.allclose(fits["forward KL, started left"], fits["forward KL, started right"], atol=1e-4)
 
 # %% [markdown]
-# The figure should show the reverse fit sitting on one hump and the forward fit stretched over both.
+# **Before you look:** which of the fits covers both humps?
 
 # %%
 figure = lines(
-    grid, {"target": target, "best reverse KL": reverse, "best forward KL": forward},
-    title="Reverse KL picks, forward KL covers", x_title="y", y_title="probability",
+    grid, {"target": target, **{name: fits[name] for name in list(fits)[:3]}},
+    title="Fits of one hump to a target with two", x_title="y", y_title="probability",
 )  # fmt: skip
-show(figure, "A two-humped target, a reverse-KL fit on its larger hump, and a wide forward-KL fit over both.")
+show(figure, "A two-humped target, two reverse-KL fits, one on each hump, and a wide forward-KL fit over both.")
 
 # %% [markdown]
-# The reverse KL ignores what the policy never does; the forward KL punishes every response of the target that the
-# policy cannot give. SFT minimises a forward KL to its data; RLHF and DPO are priced in the reverse one. Variants of
-# DPO for other divergences are `f_dpo_loss` in `dpo_kit.workbook.theory.losses`.
+# The fit by the forward KL covers both humps, from either start. A fit by the reverse KL sits on one hump, and the
+# start decides which one: both are local minima. The printed values say which of them is the better one. The reason is
+# in the two sums. The reverse KL weights each response by the policy's own probability, so a response that the policy
+# never gives costs nothing. The forward KL weights by the target's probability, so every response of the target that
+# the policy rarely gives is expensive. SFT minimises a forward KL from its data to the policy. RLHF, and with it DPO,
+# charges for the reverse KL. `f_dpo_loss` in `dpo_kit.workbook.theory.losses` has variants of DPO for other
+# divergences.
 #
 # ### Estimating it
 #
@@ -540,8 +605,8 @@ show(figure, "A two-humped target, a reverse-KL fit on its larger hump, and a wi
 #
 # $$k_1 = -\log \rho, \qquad k_2 = \tfrac12 (\log \rho)^2, \qquad k_3 = \rho - 1 - \log \rho.$$
 #
-# Because our policies can be enumerated, bias and spread of one sample are sums, too. The policy is a bell curve, the
-# reference the same curve moved sideways; moving it further makes the KL larger.
+# Because our policies can be enumerated, the bias and the standard deviation of one sample are sums as well. The policy
+# is a bell curve. The reference is the same curve moved sideways; the further it is moved, the larger is the KL.
 
 # %%
 wide = torch.linspace(-12, 18, 3001)
@@ -568,8 +633,9 @@ assert torch.allclose(means[k3], true_kl)
 print("true KL   ", true_kl, "\nbias of k2", means[k2] - true_kl)
 
 # %% [markdown]
-# $k_1$ and $k_3$ are unbiased everywhere, $k_2$ only near zero. The figure should show where the spread of $k_3$, small
-# at the left, overtakes that of $k_1$.
+# $k_1$ and $k_3$ are unbiased everywhere. $k_2$ is biased, and its bias is small only near zero. **Before you look at
+# the next figure:** which of the two unbiased estimators would you use? At which KL does the standard deviation of
+# $k_3$ become larger than that of $k_1$?
 
 # %%
 spreads = {k.__name__: [exact_statistics(k, shift)[1] for shift in shifts] for k in (k1, k2, k3)}
@@ -584,10 +650,10 @@ show(
 )
 
 # %% [markdown]
-# Near the reference $k_2$ and $k_3$ are equally quiet, and $k_3$ is the one without bias. Far away $k_3$ is by far
-# the loudest, because $\rho$ is enormous on rare samples. In a measurement that looks deceptively harmless: the rare
-# samples are mostly not in it. Here are two thousand estimates from 256 samples each, at the largest KL of the
-# figure.
+# Near the reference $k_2$ and $k_3$ have about the same small standard deviation, and of the two only $k_3$ is
+# unbiased. At a large KL $k_3$ has by far the largest standard deviation, because $\rho$ is very large on a few rare
+# samples. A single measurement does not show this, because most measurements contain none of the rare samples. Here are
+# two thousand estimates from 256 samples each, at the largest KL of the figure.
 
 # %%
 shift = shifts[-1]
@@ -599,9 +665,9 @@ for k in (k1, k2, k3):
     print(f"standard deviation {estimates.std():.3f}, exactly {exact_sd:.3f}")
 
 # %% [markdown]
-# $k_3$ is unbiased, and yet its median lies below the truth and its measured spread below the exact one: an average
-# that is right only thanks to draws that one hardly ever sees. The rest of this workbook therefore sums over the
-# vocabulary instead (`exact_kl`), as the next section does.
+# $k_3$ is unbiased, and yet its median lies below the true KL, and its measured standard deviation below the exact one.
+# Its average is right only because of samples that are hardly ever drawn. The rest of this workbook therefore sums over
+# the vocabulary instead (`exact_kl`), as the next section does.
 #
 # ## 11. Sequences
 #
@@ -610,8 +676,8 @@ for k in (k1, k2, k3):
 #
 # $$\log \pi(y \mid x) = \sum_{t=1}^{T} \log \pi(y_t \mid x, y_{<t}).$$
 #
-# Our sequences use two letters and a stop symbol, written as a full stop. The policy is a table with one row of
-# **logits** (unnormalised log-probs) per prefix, and one column per symbol.
+# Our sequences use two letters and a stop symbol, written as a full stop. The policy is a table of **logits**
+# (unnormalised log-probs) with one row per prefix and one column per symbol.
 
 # %%
 world = SequenceWorld("ab", length=4)
@@ -626,8 +692,9 @@ assert torch.isclose(world.logps(ref_table)[world.sequences.index("ab.")], by_ha
 by_hand
 
 # %% [markdown]
-# The log-probs are *summed*. Their exponentials are then probabilities of whole responses and add up to one. With the
-# *average* per token they do not: it belongs to no distribution, and the derivation above does not hold for it.
+# The log-probs are *summed*. The exponentials of the sums are probabilities of whole responses and add up to one. The
+# exponentials of *averages* per token do not add up to one. So averages are not log-probs of a distribution, and the
+# derivation above does not hold for them. (Some losses use averages on purpose; notebook 02 shows them.)
 
 # %%
 summed = world.logps(ref_table)
@@ -636,8 +703,9 @@ assert torch.isclose(summed.exp().sum(), torch.tensor(1.0))
 print(f"adding up all responses: {summed.exp().sum():.3f} if summed, {averaged.exp().sum():.3f} if averaged")
 
 # %% [markdown]
-# Reward the letter a and charge for length. The optimum of section 4 is a distribution over whole sequences, and it,
-# too, is a table of next-token probabilities. DPO trained token by token finds it.
+# Let the reward count the letter a and charge for length. The optimum of section 4 is a distribution over whole
+# sequences. The next cell checks that it can also be written as a table of next-token probabilities, and the cell after
+# it that DPO, trained on this table, finds it.
 
 # %%
 seq_rewards = torch.tensor([sequence.count("a") - 0.3 * len(sequence) for sequence in world.sequences])
@@ -681,9 +749,11 @@ assert torch.isclose(on_policy, exact.kl(probs, seq_ref.exp()))
 print(f"sequence KL {exact.kl(probs, seq_ref.exp()):.4f}, expected sum of token KLs {on_policy:.4f}")
 
 # %% [markdown]
-# The condition "that the policy itself has reached" matters. Log-ratios on the chosen and rejected responses of a data
-# set, which every DPO run logs, are no KL: those responses came from elsewhere. Here they come from the reference, as
-# they mostly do in practice: two samples, of which the better one is chosen.
+# The condition "that the policy itself has reached" matters. The log-ratios on the chosen and rejected responses of a
+# data set, which every DPO run logs, are not a KL, because the policy did not sample those responses. Where the pairs
+# come from is a choice. In this workbook the reference samples both responses, and the better one is chosen
+# (**on-policy** pairs at the start of training). Public preference sets are mostly **off-policy**: other models wrote
+# the responses. We compute the first case.
 
 # %%
 h, ref = world.logps(table) - seq_ref, seq_ref.exp()
@@ -694,23 +764,24 @@ assert torch.isclose((chosen + rejected) / 2, -exact.kl(ref, probs))
 print(f"mean log-ratio: chosen {chosen:+.3f}, rejected {rejected:+.3f}; the KL is {on_policy:.3f}")
 
 # %% [markdown]
-# Not only is neither number the KL: over both halves the mean log-ratio is *minus the forward* KL, so it is never
-# positive. Here even the chosen responses have become less likely on average, at the exact optimum, because probability
-# has moved to responses that are rare in the data. A falling chosen log-prob is not by itself a sign of failure.
+# Neither number is the KL. Over chosen and rejected responses together the mean log-ratio is *minus the forward* KL, as
+# the assertion checks, so with such pairs it is never positive. At this optimum even the chosen responses have become
+# less likely on average, because probability has moved to responses that are rare in the data. So a falling chosen
+# log-prob is not by itself a sign of failure.
 
 # %% [markdown]
-# ## 12. The road that DPO replaces
+# ## 12. The method that DPO replaces
 #
-# **InstructGPT** ([arXiv 2203.02155](https://arxiv.org/abs/2203.02155)) made the three-stage road standard: fine-tune
-# on demonstrations (SFT); fit a **reward model** to comparisons under Bradley-Terry; then optimise the policy against
-# that model with reinforcement learning (proximal policy optimisation, PPO) and a KL penalty to the SFT model.
+# **InstructGPT** ([arXiv 2203.02155](https://arxiv.org/abs/2203.02155)) made a method of three stages well known:
+# fine-tune on demonstrations (SFT); fit a **reward model** to comparisons under Bradley-Terry; then optimise the policy
+# against that model with reinforcement learning (proximal policy optimisation, PPO) and a KL penalty to the SFT model.
 #
-# **Constitutional AI** ([arXiv 2212.08073](https://arxiv.org/abs/2212.08073)) keeps the road and changes who judges:
-# a model criticises and revises its own answers by written principles, and a model, not a person, picks the better of
-# two. DPO does not care: it needs pairs, whoever made them.
+# **Constitutional AI** ([arXiv 2212.08073](https://arxiv.org/abs/2212.08073)) keeps these stages and changes the source
+# of the labels. A model criticises and revises its own answers by written principles, and for harmlessness a model, not
+# a person, picks the better of two answers. DPO can use pairs from either source.
 #
-# We walk both roads on the same data. Stage one: SFT is maximum likelihood on demonstrations, which in a table means
-# counting.
+# We now run both methods on the same data. Stage one is SFT, maximum likelihood on demonstrations. For a table this
+# means counting.
 
 # %%
 generator = torch.Generator().manual_seed(5)
@@ -722,8 +793,8 @@ assert torch.allclose(sft_probs, shares, atol=1e-6)
 sft_probs
 
 # %% [markdown]
-# Stage two: comparisons, and a reward model $\hat r$ fitted to them by maximum likelihood (Eq. 2). Its zero is
-# arbitrary, one constant per prompt, so we centre it before comparing with the truth.
+# Stage two draws comparisons and fits a reward model $\hat r$ to them by maximum likelihood (Eq. 2). The comparisons
+# leave one constant per prompt undetermined, so we subtract the mean of each prompt before we compare with the truth.
 
 # %%
 wins = exact.sample_wins(preferences, 1000, generator)
@@ -732,8 +803,9 @@ error = (reward_model - rewards) - (reward_model - rewards).mean(dim=1, keepdim=
 print(f"largest error of the reward model: {error.abs().max():.3f}")
 
 # %% [markdown]
-# Stage three: maximise $J_\beta$ with $\hat r$ in the place of $r$. DPO skips stages two and three as separate steps
-# and fits the policy to the same comparisons directly. Do both roads meet?
+# Stage three maximises $J_\beta$ with $\hat r$ in the place of $r$. DPO has no separate stages two and three; it fits
+# the policy to the same comparisons directly. **Predict:** do both methods arrive at the same policy, and is it the
+# true optimum $\pi^*$?
 
 
 # %%
@@ -744,20 +816,21 @@ def minus_objective(logits):
 rlhf = minimise(minus_objective, sft_probs.log()).softmax(dim=-1)
 dpo = minimise(dpo_on(wins, beta, sft_probs), sft_probs.log()).softmax(dim=-1)
 assert exact.total_variation(rlhf, dpo).max() < 1e-4
-print("between the roads:", exact.total_variation(rlhf, dpo))
-print("to the true pi*:  ", exact.total_variation(dpo, pi_star))
+print("RLHF to DPO:      ", exact.total_variation(rlhf, dpo))
+print("DPO to true pi*:  ", exact.total_variation(dpo, pi_star))
 
 # %% [markdown]
-# They meet, and not only in the limit: on the *same finite data*, in the same wrong place. The distance to the true
-# optimum is what the data leaves open, and both roads inherit it. (Both policies here are tables that can express any
-# reward. With networks the roads part, since a reward model and a policy generalise differently.)
+# They arrive at the same policy, and this holds for *finite data*, not only in the limit. Both differ from the true
+# optimum by the same amount, because both are fitted to the same comparisons, and a finite number of comparisons does
+# not determine the reward exactly. (The policies here are tables, which can express any reward. With networks the two
+# methods can give different policies, because a reward model and a policy generalise differently.)
 #
 # ### What each costs
 #
-# Stage three was solved above with exact gradients. With text the expectation under the policy must be sampled,
-# afresh at every step, since the policy moves. REINFORCE, the plainest policy gradient, does that. All runs below use
-# one learning rate; we count the responses that must be sampled, and scored by the reward model, until the mean
-# distance is below one percent.
+# Stage three was solved above with exact gradients. For text the expectation under the policy has to be estimated from
+# samples, and because the policy changes, every step needs new samples. REINFORCE is the simplest policy gradient that
+# works this way. All runs below use one learning rate. We count the responses that have to be sampled, and scored by
+# the reward model, until the mean total variation is below 0.01.
 
 # %%
 random, lr, rl_steps = torch.Generator().manual_seed(6), 1.0, 300
@@ -774,29 +847,30 @@ for name, distances in by_step.items():
     print(f"{name:23s} {needed:4d} steps, {3 * n * needed:6,d} responses sampled and scored")
 
 # %% [markdown]
-# The figure should show that sampling costs samples, not necessarily steps.
+# **Before you look:** which of the runs needs the fewest steps?
 
 # %%
 shown = range(0, rl_steps + 1, 3)
 figure = lines(
     shown, {name: distances[shown] for name, distances in by_step.items()}, log="y",
-    title="Two roads to one policy", x_title="step", y_title="distance to the meeting point",
+    title="Two methods, one policy", x_title="step", y_title="total variation to the common optimum",
 )  # fmt: skip
 show(figure, "Distance to the common optimum over steps, for DPO and for REINFORCE with few and many samples.")
 
 # %% [markdown]
-# REINFORCE is not slower here: step for step it is ahead of DPO at this learning rate, with few samples only more
-# ragged. Its price is in the last column, responses that a language model would have to write one token at a time, and
-# in the reward model that must score them. In exchange it tries responses of its own, while DPO learns only about the
-# pairs it was given. (The noise fades near the optimum because there every response scores the same: reward minus
-# $\beta$ log-ratio is $\beta \log Z$.)
+# At this learning rate REINFORCE needs fewer steps than DPO; with few samples its curve is only noisier. Its cost is in
+# the last column of the table: a language model would have to write each of these responses token by token, and a
+# reward model would have to score them. In return REINFORCE learns about responses that the policy samples itself,
+# while DPO learns only from the pairs in its data. (The noise becomes small near the optimum, because there all
+# responses have the same value: reward minus $\beta$ times log-ratio is $\beta \log Z$.)
 #
 # ## 13. The frontier
 #
-# How much reward can be had at a given distance from the reference? The optima for all $\beta$ trace the best possible
-# curve. We place four ways of training on it: **DPO** on a finite number of pairs; **policy gradient** on the true
-# reward, which no one has in practice, run until it stops; **SFT on chosen**, which imitates the winners; and
-# **unlikelihood**, which raises $\log \pi(y_w)$ and lowers $\log \pi(y_l)$, with no reference at all.
+# How much reward is possible at a given distance from the reference? The optima for all $\beta$ form the best possible
+# curve, the **frontier**. We compare four ways of training with it: **DPO** on a finite number of pairs; **policy
+# gradient** on the true reward, which nobody has in practice, with exact gradients until it converges; **SFT on
+# chosen**, which imitates the winners; and **unlikelihood**, which raises $\log \pi(y_w)$ and lowers
+# $\log \pi(y_l)$, without a reference in the loss.
 
 
 # %%
@@ -809,8 +883,8 @@ prices = torch.logspace(-1.7, 1.3, 200)
 curve = place(torch.stack([exact.optimal_policy(ref_probs, rewards, price) for price in prices]))
 
 # %% [markdown]
-# All methods but policy gradient see the same data, drawn thirty-two times over, so that no reading hangs on one lucky
-# draw.
+# All methods except policy gradient use the same pairs. We draw the pairs thirty-two times and average, so that the
+# result does not depend on one draw.
 
 # %%
 DRAWS, PAIRS = 32, 60
@@ -835,8 +909,9 @@ methods = {"policy gradient, true reward": reinforced, "DPO": dpo, "SFT on chose
 places = {name: place(logits.softmax(dim=-1)) for name, logits in methods.items()}  # (points, draws)
 
 # %% [markdown]
-# $J_\beta$ gives a ceiling for every policy: at its KL, no more reward is possible than the lowest of the lines
-# $\beta\,\mathrm{KL} + J_\beta(\pi^*_\beta)$. What a method leaves below it, it wastes.
+# For every $\beta$, no policy has a larger $J_\beta$ than $\pi^*_\beta$. So at a given KL the reward is at most
+# $\beta\,\mathrm{KL} + J_\beta(\pi^*_\beta)$, and the smallest of these bounds over all $\beta$ is a ceiling. The
+# **shortfall** of a policy is this ceiling minus its reward.
 
 
 # %%
@@ -846,20 +921,19 @@ def shortfall(nats, reward):
 
 
 for name, (nats, reward) in places.items():
-    wasted = shortfall(nats, reward)
-    assert (wasted > -1e-6).all(), "no method is above the frontier"
-    print(f"{name}\n   KL    ", nats.mean(dim=1), "\n   wasted", wasted.mean(dim=1))
+    missing = shortfall(nats, reward)
+    assert (missing > -1e-6).all(), "no method is above the frontier"
+    print(f"{name}\n   KL       ", nats.mean(dim=1), "\n   shortfall", missing.mean(dim=1))
 
 # %%
 for name, (nats, reward) in list(places.items())[1:]:
-    wasted = shortfall(nats, reward)
-    error = wasted.std(dim=1) / math.sqrt(DRAWS)
-    print(f"{name:14s} largest waste {wasted.mean(dim=1).max():.3f}, standard error at most {error.max():.3f}")
+    missing = shortfall(nats, reward)
+    error = missing.std(dim=1) / math.sqrt(DRAWS)
+    print(f"{name:14s} largest shortfall {missing.mean(dim=1).max():.3f}, standard error at most {error.max():.3f}")
 
 # %% [markdown]
-# The figure should make you see who wastes distance: at equal KL, how far below the grey curve does a method lie?
-# Points of the first two methods are different $\beta$, those of the last two are steps of training; all are means
-# over draws.
+# At equal KL, how far below the grey curve does each method lie? In the next figure the points of the first two methods
+# differ in $\beta$, and those of the last two in the number of training steps. All points are means over the draws.
 
 # %%
 means = {name: (nats.mean(dim=1), reward.mean(dim=1)) for name, (nats, reward) in places.items()}
@@ -869,14 +943,15 @@ show(
 )
 
 # %% [markdown]
-# Policy gradient on the true reward lies on the curve, as section 4 says it must. DPO lies below it by what so few
-# pairs cannot tell. SFT on chosen wastes most once it has gone some way, and stops at the mixture of winners,
-# wherever that is: it has no dial.
+# Policy gradient on the true reward lies on the curve, as section 4 says it must. DPO lies below the curve, because so
+# few pairs do not determine the reward. SFT on chosen has the largest shortfall once its KL is not small. It converges
+# to the distribution of the winners, and it has no parameter like $\beta$ that sets how far it goes.
 #
-# Unlikelihood is a surprise, and worth being honest about: in this world it does as well as DPO, as far as the
-# standard errors can tell. In a table its gradient is the same at every step, so it walks along $\pi_{\mathrm{ref}}
-# \exp(t \cdot \text{net wins})$, with $t$ the time walked: a curve of the same form as $\pi^*$. What it lacks is an
-# end. Its loss has no floor, and only the number of steps decides where it stands:
+# Unlikelihood may be a surprise: in this world its largest shortfall is close to DPO's, as the printed standard errors
+# show. The reason is that for a table, with as many wins as losses in total, its gradient is the same at every step.
+# So it moves along $\pi_{\mathrm{ref}} \exp(t \cdot \text{net wins})$, where $t$ is the learning rate times the number
+# of steps, and this has the same form as $\pi^*$. But its loss has no lower bound. Only the number of steps decides
+# where it stops:
 
 # %%
 chosen_logp = torch.tensor([-1.0])
@@ -885,13 +960,13 @@ for rejected_logp in (-10.0, -100.0, -1000.0):
     print(f"log pi(rejected) {rejected_logp:7.0f}   loss {LOSSES['negative_preference'](*logps)[0].item():7.0f}")
 
 # %% [markdown]
-# This is the paper's reward-KL figure in miniature, and kinder than the original. In a table nothing generalises, so
-# nothing goes wrong in one place because of training in another.
+# The paper has a figure of reward over KL as well, for networks and text. Our world is easier: in a table, training on
+# one prompt changes nothing for the others, so no method can do harm elsewhere.
 #
 # ## 14. Rankings: Plackett-Luce
 #
-# The paper's appendix goes from pairs to rankings. **Plackett-Luce** draws the best response by a softmax over rewards,
-# then the next best from those left, and so on (Eq. 18):
+# The paper's appendix generalises from pairs to rankings. The **Plackett-Luce** model draws the best response by a
+# softmax over rewards, then the next best from those that are left, and so on (Eq. 18):
 #
 # $$p(\tau \mid r) = \prod_{k=1}^{K} \frac{\exp r(y_{\tau(k)})}{\sum_{j \ge k} \exp r(y_{\tau(j)})},$$
 #
@@ -905,8 +980,8 @@ assert torch.isclose(exact.plackett_luce(r, torch.tensor([2, 3])).exp(), exact.b
 print(f"this is the likeliest order, and has probability {by_hand.exp():.3f}")
 
 # %% [markdown]
-# The normaliser of each factor again contains only differences of rewards, so $Z(x)$ cancels again, and DPO on rankings
-# (Eq. 20) has the same optimum.
+# Each factor depends only on differences of rewards, so $Z(x)$ cancels again, and DPO on rankings (Eq. 20) has the same
+# optimum. The next cell checks this for the first prompt.
 
 # %%
 rankings = torch.tensor(list(permutations(range(4))))
@@ -927,18 +1002,21 @@ exact.total_variation(found, pi_star[0])
 # ## What we saw
 #
 # - RLHF's objective has a closed-form optimum, $\pi^* = \pi_{\mathrm{ref}} \exp(r/\beta)/Z$.
-# - Turned round, a policy is a reward up to a constant per prompt, and the constant cancels in every comparison.
-# - So a policy can be fitted to comparisons directly. With enough of them it is $\pi^*$; with few, it is exactly as
-#   wrong as a reward model would have been.
-# - $\beta$ is the price of leaving the reference: the optimum's gap is $\mathrm{logit}(p)/\beta$. The first steps of
-#   plain gradient descent say the opposite.
-# - No $\beta$ bounds the policy where preferences never fail.
-# - Log-probs are summed over tokens. The KL is an expectation under the policy, best summed over the vocabulary.
+# - Solved for the reward, this says that a policy is a reward up to one constant per prompt. The constant cancels in
+#   every comparison.
+# - So a policy can be fitted to comparisons directly. With more and more comparisons it approaches $\pi^*$. With
+#   few, it is the policy that RLHF finds from the same comparisons, error included.
+# - $\beta$ is the price of leaving the reference: the optimum's gap is $\mathrm{logit}(p)/\beta$. In the first steps of
+#   plain gradient descent, a higher $\beta$ moves further nevertheless.
+# - Where a preference never fails, no $\beta$ bounds DPO's policy, and none bounds RLHF's with an unregularised reward
+#   model. A regularised reward model, or IPO's loss, does.
+# - Log-probs are summed over tokens. The KL is an expectation under the policy. We compute it by a sum over the
+#   vocabulary at each position, because estimates from single samples are biased or noisy.
 #
 # ## Exercises
 #
-# Each is a specification, a stub and a check. The check tells what is wrong. Solutions are in
-# `solutions/01_paper_math.ipynb`; try first.
+# Each exercise has a specification, a stub and a check. The check says what is wrong. Try first; the solutions are in
+# `solutions/01_paper_math.ipynb`.
 #
 # **1.** Write $\pi^*$ (Eq. 4) without looking back. About three lines.
 
@@ -949,7 +1027,7 @@ def my_optimal_policy(ref_probs, rewards, beta):
     ...
 
 
-check_optimal_policy(my_optimal_policy)
+exercises.check_optimal_policy(my_optimal_policy)
 
 
 # %% [markdown]
@@ -963,7 +1041,7 @@ def my_dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, re
     ...
 
 
-check_dpo_loss(my_dpo_loss)
+exercises.check_dpo_loss(my_dpo_loss)
 
 
 # %% [markdown]
@@ -977,11 +1055,12 @@ def my_sequence_kl(policy_logits, ref_logits, mask):
     ...
 
 
-check_sequence_kl(my_sequence_kl)
+exercises.check_sequence_kl(my_sequence_kl)
 
 
 # %% [markdown]
-# **4.** The first of two responses wins with probability $p$. Which log-ratio gap does DPO arrive at? One line.
+# **4.** The first of two responses wins with probability $p$. At which log-ratio gap is the DPO loss
+# smallest? One line.
 
 
 # %%
@@ -990,8 +1069,8 @@ def my_gap_at_optimum(p, beta):
     ...
 
 
-check_gap_at_optimum(my_gap_at_optimum)
+exercises.check_gap_at_optimum(my_gap_at_optimum)
 
 # %% [markdown]
-# **Next:** `02_loss_and_gradient` goes from text to tokens, masks and log-probs, takes the gradient of the loss apart,
-# and meets its relatives.
+# **Next:** [02 · The loss and its gradient](02_loss_and_gradient.ipynb) goes from text to tokens, masks and log-probs,
+# takes the gradient of the loss apart, and compares DPO with related losses.

@@ -66,7 +66,12 @@ def _first_difference(name: str, given: list, expected: list, tolerance: float) 
     shapes = [tuple(getattr(value, "shape", ())) for value in (a, b)]
     if shapes[0] != shapes[1]:
         return f"not right: {name} returns shape {shapes[0]} on case {case}, and {shapes[1]} is wanted"
-    return f"not right: on case {case} {name} returns {_short(a)}, and {_short(b)} is wanted"
+    where = ""
+    if shapes[1]:
+        a, b = torch.as_tensor(a).detach(), torch.as_tensor(b)
+        place = tuple((~torch.isclose(a.double(), b.double(), tolerance, tolerance)).nonzero()[0].tolist())
+        where, a, b = f", at index {list(place)},", a[place], b[place]
+    return f"not right: on case {case}{where} {name} returns {_short(a)}, and {_short(b)} is wanted"
 
 
 def _short(value) -> str:

@@ -154,6 +154,9 @@ _DPO_GRADIENT = {
     "beta is missing inside the sigmoid: the margin is beta times the difference of log-ratios": (
         lambda *a: -a[-1] * torch.sigmoid(-_margin(*a[:4], 1.0))
     ),
+    "both betas are missing: one stands in front, the other inside the sigmoid, in the margin": (
+        lambda *a: -torch.sigmoid(-_margin(*a[:4], 1.0))
+    ),
     "the reference is missing: the margin compares log-ratios, not log-probs": (
         lambda *a: -a[-1] * torch.sigmoid(-a[-1] * (a[0] - a[1]))
     ),
@@ -190,6 +193,9 @@ _SIMPO = {
     "beta is missing": lambda c, r, n, k, beta, gamma: -F.logsigmoid(_average_gap(c, r, n, k) - gamma),
     "the sign: a loss is minimised, so it is minus log sigmoid": (
         lambda c, r, n, k, beta, gamma: F.logsigmoid(beta * _average_gap(c, r, n, k) - gamma)
+    ),
+    "the logarithm is missing: this is minus sigmoid; the loss is minus log sigmoid": (
+        lambda c, r, n, k, beta, gamma: -torch.sigmoid(beta * _average_gap(c, r, n, k) - gamma)
     ),
     "one length is used for both: each answer is divided by its own": (
         lambda c, r, n, k, beta, gamma: -F.logsigmoid(beta * (c - r) / n - gamma)

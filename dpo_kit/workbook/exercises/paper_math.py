@@ -56,6 +56,9 @@ _OPTIMAL_POLICY = {
     "the reference is missing: this is exp(r / beta) / Z, the optimum for a uniform reference": (
         lambda ref, rewards, beta: (rewards / beta).softmax(-1)
     ),
+    "there is one Z for the whole table; each prompt has its own, the sum of its row": (
+        lambda ref, rewards, beta: ref * (rewards / beta).exp() / (ref * (rewards / beta).exp()).sum()
+    ),
     "Z is summed over the prompts; it belongs to one prompt and is summed over its answers": (
         lambda ref, rewards, beta: (ref.log() + rewards / beta).softmax(0)
     ),
@@ -134,6 +137,9 @@ _SEQUENCE_KL = {
     "these are the KLs of single tokens, (B, T); sum them over the positions": (
         lambda p, q, mask: _weighted(p, q, mask).sum(dim=-1)
     ),
+    "the logarithm is missing: each probability is multiplied by the logarithm of the ratio, not by the ratio": (
+        lambda p, q, mask: (p.softmax(-1).square() / q.softmax(-1) * mask.unsqueeze(-1)).sum(dim=(1, 2))
+    ),
     "logits are used as if they were log-probs: normalise them with log_softmax first": (
         lambda p, q, mask: (p.softmax(-1) * (p - q) * mask.unsqueeze(-1)).sum(dim=(1, 2))
     ),
@@ -151,6 +157,9 @@ _GAP = {
     "beta is missing: this is the gap of the rewards, and the log-ratio is reward over beta": lambda p, beta: _logit(p),
     "the sign: an answer that wins more often than not has the larger log-ratio": lambda p, beta: -_logit(p) / beta,
     "this is log p; the gap compares winning with losing, log p/(1 - p)": lambda p, beta: math.log(p) / beta,
+    "this is p / beta; the margin at the optimum is the logit, log p/(1 - p), and not the probability": (
+        lambda p, beta: p / beta
+    ),
     "the logarithm is missing: p/(1 - p) are the odds, and the gap is their logarithm": (
         lambda p, beta: p / (1 - p) / beta
     ),

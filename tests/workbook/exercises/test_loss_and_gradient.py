@@ -58,6 +58,8 @@ MISTAKES = [
     (GRADIENT, lambda *a: -a[-1] * torch.sigmoid(margin(*a)), "weight is turned round"),
     (GRADIENT, lambda *a: -torch.sigmoid(-margin(*a)), "beta is missing in front"),
     (GRADIENT, lambda *a: -a[-1] * torch.sigmoid(-margin(*a) / a[-1]), "beta is missing inside"),
+    (GRADIENT, lambda *a: -torch.sigmoid(-margin(*a) / a[-1]), "both betas"),
+    (SIMPO, lambda c, r, n, k, beta, gamma: -torch.sigmoid(beta * (c / n - r / k) - gamma), "logarithm is missing"),
     (GRADIENT, lambda *a: -a[-1] * torch.sigmoid(-a[-1] * (a[0] - a[1])), "reference is missing"),
     (GRADIENT, lambda *a: -a[-1] * torch.sigmoid(-margin(*a)) / 5, "batch's mean"),
     (GRADIENT, lambda *a: -a[-1] * torch.sigmoid(margin(*a)) * torch.sigmoid(-margin(*a)), "derivative of sigmoid"),
@@ -93,3 +95,10 @@ def test_an_answer_by_autograd_passes_as_well():
         return torch.autograd.grad(losses.sum(), leaf)[0]
 
     assert checks.check_dpo_gradient(by_autograd).passed
+
+
+def test_an_unknown_mistake_in_a_mask_is_shown_at_one_position():
+    """Row 0 of the first case has a prompt of two tokens, so position 2 is the first that belongs to the answer."""
+    message = MASK(lambda p, n, w: 0 * positions(w) * n[:, None]).message
+    assert "on case 1, at index [0, 2]," in message
+    assert message.endswith("returns 0, and 1 is wanted")

@@ -22,6 +22,7 @@ MISTAKES = [
     (paper_math.check_optimal_policy, lambda ref, r, beta: torch.softmax(ref.log() + r / beta, 0), "over the prompts"),
     (paper_math.check_optimal_policy, lambda ref, r, beta: torch.softmax(ref.log() - r / beta, -1), "sign"),
     (paper_math.check_optimal_policy, lambda ref, r, beta: torch.log_softmax(ref.log() + r / beta, -1), "log pi"),
+    (paper_math.check_optimal_policy, lambda ref, r, beta: one_global_z(ref * torch.exp(r / beta)), "whole table"),
     (paper_math.check_dpo_loss, lambda *a: F.logsigmoid(a[4] * gap(a)), "the sign"),
     (paper_math.check_dpo_loss, lambda *a: -F.logsigmoid(a[4] * gap(a)).mean(), "the mean"),
     (paper_math.check_dpo_loss, lambda *a: -F.logsigmoid(a[4] * gap(a)).sum(), "the sum"),
@@ -50,9 +51,19 @@ MISTAKES = [
     (paper_math.check_gap_at_optimum, lambda p, beta: math.log(p / (1 - p)), "beta is missing"),
     (paper_math.check_gap_at_optimum, lambda p, beta: math.log((1 - p) / p) / beta, "the sign"),
     (paper_math.check_gap_at_optimum, lambda p, beta: math.log(p) / beta, "this is log p"),
+    (paper_math.check_sequence_kl, lambda p, q, m: plain_ratios(p, q, m).sum((1, 2)), "not by the ratio"),
+    (paper_math.check_gap_at_optimum, lambda p, beta: p / beta, "this is p / beta"),
     (paper_math.check_gap_at_optimum, lambda p, beta: p / (1 - p) / beta, "logarithm is missing"),
     (paper_math.check_gap_at_optimum, lambda p, beta: beta * (p - 0.5), "first gradient step"),
 ]
+
+
+def one_global_z(weights):
+    return weights / weights.sum()
+
+
+def plain_ratios(p, q, m):
+    return p.softmax(-1) * (p.softmax(-1) / q.softmax(-1)) * m[..., None]
 
 
 def ratios(p, q):
