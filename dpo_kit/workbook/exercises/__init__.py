@@ -70,7 +70,7 @@ def _first_difference(name: str, given: list, expected: list, tolerance: float) 
     if shapes[1]:
         a, b = torch.as_tensor(a).detach(), torch.as_tensor(b)
         place = tuple((~torch.isclose(a.double(), b.double(), tolerance, tolerance)).nonzero()[0].tolist())
-        where, a, b = f", at index {list(place)},", a[place], b[place]
+        where, a, b = f", at index {list(place)},", a[place].item(), b[place].item()
     return f"not right: on case {case}{where} {name} returns {_short(a)}, and {_short(b)} is wanted"
 
 
