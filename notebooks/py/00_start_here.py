@@ -13,15 +13,16 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# **Question.** What does Direct Preference Optimization (DPO) do to a language model, and how would you know?
+# **Question.** What does Direct Preference Optimization (DPO) do to a language model, and how can we measure it?
 #
-# **Needs.** Nothing: no network, no GPU, no account. A small language model is shipped with the workbook.
+# **Needs.** You need no network, no GPU and no account. A small language model is shipped with the workbook.
 #
-# **Takes.** About two minutes of computing on two CPU cores, and twenty to read. A GPU does not help here.
+# **Takes.** About two minutes of computing on two CPU cores, and twenty minutes of reading. A GPU does not help here.
 #
-# A language model is first taught by examples: **supervised fine-tuning**, SFT. It copies their mistakes as well. DPO
-# then shows it pairs of its own answers, with a note on which one was better, and asks it to make the better one more
-# likely. In this notebook the whole path is walked once. The others take it apart:
+# A language model is first trained on examples of good answers. This is **supervised fine-tuning**, SFT, and the model
+# learns the mistakes in the examples as well. DPO then trains it on pairs of its own answers, with a label that says
+# which answer is better, so that the better one becomes more likely relative to the other. This notebook runs all steps
+# once. The other notebooks explain them:
 #
 # | session | notebooks | about |
 # | --- | --- | --- |
@@ -31,9 +32,11 @@
 
 # %%
 import json
+from statistics import fmean
 from textwrap import fill
 
 from IPython.display import Markdown
+from scipy import stats
 
 from dpo_kit import pipeline
 from dpo_kit.jsonl import read_pairs, read_records
@@ -47,7 +50,7 @@ from dpo_kit.views.figures import three_arms
 from dpo_kit.views.tables import pairwise_sentence
 from dpo_kit.views.training import training_curves
 from dpo_kit.workbook.cells import describe_machine, markdown_table
-from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
+from dpo_kit.workbook.exercises import start_here as exercises
 from dpo_kit.workbook.figures.evaluation import differences
 from dpo_kit.workbook.show import show
 from dpo_kit.workspace import Workspace, default_workdir
@@ -55,8 +58,8 @@ from dpo_kit.workspace import Workspace, default_workdir
 # %% [markdown]
 # ## Your machine
 #
-# One dial, the **profile**, decides everything that depends on the machine: the model, its quantisation, lengths,
-# batches and learning rates. `tiny` is the default and runs anywhere.
+# The **profile** sets everything that depends on the machine: the model, its quantisation, lengths, batches and
+# learning rates. The default is `tiny`, which needs no GPU and no network.
 
 # %%
 describe_machine()
@@ -68,9 +71,9 @@ print(profile.name, "|", profile.model.path, "|", profile.model.quantize, "| bet
 # %% [markdown]
 # ## The world
 #
-# Somebody reports an incident, in one of many phrasings and with things that do not matter. The model must triage it:
-# a severity, a summary, an action. Five facts are in the report, and the right answer follows from them by a rule that
-# fits on a sticker, so here, unlike in life, we can compute how good an answer truly is.
+# Somebody reports an incident, in one of many phrasings, sometimes with details that do not matter. The model must
+# triage it: it names a severity, a summary and an action. Each report contains five facts, and a short rule gives the
+# right answer for them. So here, unlike in practice, we can compute how good an answer is.
 
 # %%
 prompt = draw_prompts(8, "train", "demonstrations", seed=0)[5]
@@ -79,22 +82,23 @@ print(f"\nfacts: {prompt.facts}\n")
 print(Incident.from_facts(prompt.facts).answer)
 
 # %% [markdown]
-# The **rubric** scores any string on five counts, each between 0 and 1. Here is a confident answer with two faults:
-# it names the wrong severity and a cause that nobody reported.
+# The **rubric** scores any text by five metrics, each between 0 and 1. The next cell scores an answer with two faults:
+# it names the wrong severity, and a cause that nobody reported. Which metrics do you expect below 1?
 
 # %%
 right = Incident.from_facts(prompt.facts).answer
 wrong = {"SEV1": "SEV3", "SEV2": "SEV4", "SEV3": "SEV1", "SEV4": "SEV2"}
 severity = Incident.from_facts(prompt.facts).severity
 faulty = right.replace(severity, wrong[severity]).replace(".\nACTION", " after a DNS change.\nACTION")
-assert set(rubric.score(prompt, right).values()) == {1.0}, "the right answer scores 1 on every count"
+assert set(rubric.score(prompt, right).values()) == {1.0}, "the right answer scores 1 by every metric"
 rubric.score(prompt, faulty)
 
 # %% [markdown]
 # ## Supervised fine-tuning
 #
-# The demonstrations were written by people in a hurry. The profile sets how often they are wrong, and SFT learns the
-# mistakes with the rest. A stage that was done before is verified and skipped, so this cell is quick the second time.
+# The demonstrations imitate people who write in a hurry. The profile sets how often they are wrong, and SFT learns
+# their mistakes as well. If this stage was done before, its files are verified and it is skipped, so this cell is quick
+# the second time.
 
 # %%
 work = Workspace(default_workdir(profile.name), profile.name)
@@ -105,8 +109,9 @@ print(f"loss {sft_log[0]['loss']:.2f} at the first step, {sft_log[-1]['loss']:.2
 # %% [markdown]
 # ## Pairs
 #
-# The SFT model answers each new prompt twice, at random. A **judge** says which answer is better; here it is the exact
-# rubric, elsewhere a person or another model. Where it sees no difference there is nothing to learn and no pair.
+# The SFT model answers each new prompt twice, by sampling at random. A **judge** says which answer is better. Here the
+# judge is the exact rubric; elsewhere it is a person or another model. Where both answers are equally good, there is no
+# pair.
 
 # %%
 pairs = read_pairs(pipeline.pairs(work, profile, seed=0) / "pairs.jsonl")
@@ -118,27 +123,29 @@ for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
 # %% [markdown]
 # ## DPO
 #
-# The policy starts as a copy of the SFT model, and a second, frozen copy is its **reference**. So before the first
-# step nothing has been learnt: every margin is 0 and the loss is $-\log \sigma(0) = \ln 2 \approx 0.693$. This is
-# asserted in every run, as is that the gradient reaches the lowest layer of the quantised model.
+# The model that DPO trains is called the **policy**. It starts as a copy of the SFT model, and a second, frozen copy is
+# its **reference**. The **margin** of a pair says how much more the policy prefers the better answer than the reference
+# does. Before the first step both models are equal, so every margin is 0 and the loss is
+# $-\log \sigma(0) = \ln 2 \approx 0.693$. Every run checks this at its start. It also checks that the gradient reaches
+# the lowest layer of the quantised model.
 
 # %%
 dpo = pipeline.dpo(work, profile, seed=0)
 json.loads((dpo / "start.json").read_text())
 
 # %% [markdown]
-# Watch two things in the next figure. The reward of the chosen answers and that of the rejected ones part, which is
-# what the loss asks for. And the KL, the distance from the reference measured on the policy's own answers, grows: that
-# is what it costs.
+# The next figure has two results to look for. How far apart are the rewards of the chosen and of the rejected answers
+# at the end? The loss asks for this distance. And how large does the **KL** become, the distance of the policy from the
+# reference, measured on the policy's own answers? A policy far from the reference can lose what SFT taught it.
 
 # %%
 log = read_log(dpo / "log.jsonl")
 show(training_curves(log), "Five panels over DPO steps: loss falls, rewards part, margin and accuracy rise, KL grows.")
 
 # %% [markdown]
-# A **reward** here is $\beta$ times the log-ratio of policy and reference: how much likelier the policy has made an
-# answer. Whether the chosen answers themselves became likelier, or only less unlikely than the rejected ones, is
-# something the loss does not care about; look at the sign of the green line.
+# A **reward** is $\beta$ times the log-ratio of policy and reference. It is positive where the policy gives an answer
+# more probability than the reference does. The loss depends only on the difference of the two rewards. So look at the
+# sign of the reward of the chosen answers: did they become more likely, or only less unlikely than the rejected ones?
 
 # %%
 steps = [row for row in log if "loss" in row]
@@ -149,9 +156,11 @@ for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "r
 # %% [markdown]
 # ## Three arms
 #
-# A margin on training pairs is not a better model. So the base model, the SFT model and the SFT+DPO model, which share
-# one set of frozen 4-bit weights, now answer prompts that none of them has seen, in phrasings and about
-# service-region combinations that no training text contains.
+# A margin on training pairs does not show that the answers are better. So we compare answers of three models: the base
+# model, the SFT model and the SFT+DPO model. They share one set of frozen 4-bit weights. They answer prompts that none
+# of them was trained on, in phrasings and about service-region combinations that no training text contains.
+#
+# **Predict, then run:** on which of the five metrics will SFT+DPO be better than SFT?
 
 # %%
 pipeline.evaluate(work, profile, seed=0)
@@ -159,24 +168,29 @@ report = pipeline.report(work, profile, seed=0)
 Markdown(markdown_table(report.metrics))
 
 # %% [markdown]
-# Each row is a count of the rubric, averaged over the held-out prompts, one answer each at temperature 1. The interval
-# is for the difference between SFT+DPO and SFT, paired by prompt; the verdict says in words what it allows. Next, the
-# same as a figure: each marker is an arm, and further right is better.
+# Each row is a metric of the rubric, averaged over the held-out prompts, with one answer to each at temperature 1. The
+# interval belongs to the difference between SFT+DPO and SFT, paired by prompt. The verdict says in words what the
+# interval allows us to conclude. The next figure shows the same means: each marker is one of the three models, and
+# further right is better.
 
 # %%
 show(three_arms(report.metrics), "Mean score of base, SFT and SFT+DPO on each metric.")
 
 # %% [markdown]
-# SFT taught the format and much of the rest, faults included. What DPO added on top is the subject of the whole
-# workbook, so here it is alone, with its uncertainty. An interval that touches the dotted line shows
-# nothing.
+# The workbook is about the difference that DPO makes after SFT, so the next figure shows this difference alone, with
+# its interval. How to read it:
+#
+# - An interval to the right of the dotted line says that SFT+DPO is better; one to the left says that it is worse. With
+#   five metrics the verdict asks for more, because one of five may look better by chance.
+# - An interval that contains the line does not tell us the direction. It still limits the size of a difference. If the
+#   whole interval is narrow enough, the verdict says "no difference larger than ..."; otherwise it says "inconclusive".
 
 # %%
 show(differences(report.metrics), "SFT+DPO minus SFT on each metric, with 95% intervals.")
 
 # %% [markdown]
-# A judge can also be asked directly which of two answers to the same prompt is better. The unit is the prompt, and a
-# tie is a tie.
+# A judge can also be asked directly which of two answers to the same prompt is better. Each prompt counts once, as a
+# win, a tie or a loss. Ties are counted apart: a win rate of the **decided** prompts leaves them out.
 
 # %%
 print(fill(pairwise_sentence(report.pairwise), 100))
@@ -184,7 +198,8 @@ print(fill(pairwise_sentence(report.pairwise), 100))
 # %% [markdown]
 # ## Look at answers
 #
-# Never trust a table alone. These are the first two held-out prompts, not the best two.
+# Always read some answers as well; a table does not show everything. These are the answers to the first two held-out
+# prompts, not to the best two.
 
 # %%
 evaluated = read_records(work.root / "eval" / "responses.jsonl", Response)
@@ -196,9 +211,10 @@ for prompt in draw_prompts(2, "heldout", "evaluation", seed=0):
 # %% [markdown]
 # ## The control
 #
-# Would any further training have helped as much? The same DPO on the same pairs, but with a coin deciding which answer
-# is called the better one, should gain nothing. This takes as long as the run above, so it is read from a committed
-# log: ten seeds with the judge's labels, and the same with shuffled ones.
+# Would any further training have helped as much? To find out, we train in the same way on the same pairs, but choose at
+# random which answer of a pair is called the better one. **Predict:** how large is the gain then? Ten seeds of each
+# take long, so the next cell reads the results from a log that is shipped with the workbook, and computes a 95%
+# interval for the mean over the seeds.
 
 # %%
 seeds = json.loads((DATA / "runs" / "seeds.json").read_text())
@@ -207,13 +223,17 @@ for labels, runs in seeds.items():
     rates = [run["pairwise"]["decisive_win_rate"] for run in runs]
     print(f"{labels:9} severity match, difference by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")
     print(f"{labels:9} decisive win rate by seed:          {', '.join(f'{rate:.3f}' for rate in rates)}")
+    low, high = stats.t.interval(0.95, len(gains) - 1, loc=fmean(gains), scale=stats.sem(gains))
+    print(f"{labels:9} mean difference in severity match {fmean(gains):+.3f}, 95% {low:+.3f} to {high:+.3f}\n")
+    assert min(gains) > 0 if labels == "judged" else low < 0 < high
 
 # %% [markdown]
 # ## What we saw
 #
-# SFT copies its demonstrations, faults included. DPO used nothing but pairs of the model's own answers and a judge's
-# word on each, and moved the model away from its faults; with a coin for a judge it did not. The judge here knows the
-# truth. Yours will not, and that is what notebooks 04 and 06 are about.
+# SFT copies its demonstrations, faults included. DPO used only pairs of the model's own answers and a judge's label for
+# each pair. With the judge's labels, the severity became right more often for every seed in the log. With random labels
+# the interval for the mean difference contains zero. The judge in this notebook knows the right answers. A judge in
+# practice does not, and notebooks 04 and 06 are about that case.
 #
 # ## Exercises
 #
@@ -227,10 +247,10 @@ def my_severity(impact, share):
     ...
 
 
-check_severity(my_severity)
+exercises.check_severity(my_severity)
 
 # %% [markdown]
-# **2.** Write the decisive win rate, in one line: of the prompts that were decided, the share that was won.
+# **2.** Write the decisive win rate, in one line: the share of the decided prompts that was won.
 
 
 # %%
@@ -239,7 +259,7 @@ def my_decisive_win_rate(wins, ties, losses):
     ...
 
 
-check_decisive_win_rate(my_decisive_win_rate)
+exercises.check_decisive_win_rate(my_decisive_win_rate)
 
 # %% [markdown]
 # **Next:** [01 · The paper, executable](01_paper_math.ipynb), which derives the loss you have just minimised.

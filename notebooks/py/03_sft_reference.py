@@ -15,13 +15,14 @@
 #
 # **Question.** What does supervised fine-tuning teach, faults included, and why is its result the reference of DPO?
 #
-# **Needs.** Log-probs and masks, notebook 02. The SFT model and its pairs are made here if they are not there yet.
+# **Needs.** Log-probs and masks, notebook 02. The SFT model and its pairs are made here if they do not exist yet.
 #
-# **Takes.** A minute of computing on two CPU cores, two more if nothing was made before, and forty of reading. On a GPU
-# the cells are the same; the faults are counted by an exact rubric, so the data stays the workbook's own.
+# **Takes.** A minute of computing on two CPU cores, two more if nothing was made before, and forty minutes of reading.
+# On a GPU the cells are the same. They always use the workbook's own data, because an exact rubric counts the faults.
 #
-# Supervised fine-tuning (SFT) imitates. It has no notion of better or worse: what was demonstrated becomes likelier.
-# That makes it good at form, and a faithful copyist of every habit of those who wrote the demonstrations.
+# Supervised fine-tuning (SFT) imitates: it makes the demonstrated answers more likely, the good ones and the bad ones.
+# So it teaches the form of an answer well, and it also teaches every mistake that the authors of the demonstrations
+# often made.
 
 # %%
 from dpo_kit.workbook import from_scratch  # isort: skip  (first: dpo_kit switches telemetry off before the libraries load)
@@ -53,7 +54,7 @@ from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.workbook.cells import refusal
-from dpo_kit.workbook.exercises.sft_reference import LEVELS, check_adapter_size, check_rounding, check_sft_loss
+from dpo_kit.workbook.exercises import sft_reference as exercises
 from dpo_kit.workbook.figures.sft import fault_rates, margins_at_start, moved, rounding
 from dpo_kit.workbook.figures.theory import lines
 from dpo_kit.workbook.show import show
@@ -64,8 +65,9 @@ from dpo_kit.workspace import Workspace, default_workdir
 # %% [markdown]
 # ## 1. Train
 #
-# One call: demonstrations are drawn, a LoRA adapter is trained on them over the frozen 4-bit base, and the result is
-# kept. A stage that was done before is verified and skipped. Everything below takes apart what this call did.
+# The next cell draws demonstrations, trains a LoRA adapter on them over the frozen 4-bit base, and keeps the result. If
+# this was done before, the files are verified and the training is skipped. The rest of the notebook explains what this
+# call does.
 
 # %%
 profile = load_profile()
@@ -74,8 +76,8 @@ folder = pipeline.sft(work, profile, seed=0)
 log = [row for row in read_log(folder / "log.jsonl") if "loss" in row]
 
 # %% [markdown]
-# Watch how early it is over. The loss is the mean over trained tokens of $-\log p$; the model had read the company's
-# archive before, so most of what there is to learn is the form of an answer.
+# The loss is the mean over trained tokens of $-\log p$. The dashed line is the entropy of the model's predictions at
+# the same tokens. After how many steps does the loss stop falling? And does it go to zero?
 
 # %%
 steps = [row["step"] for row in log]
@@ -86,8 +88,10 @@ show(
 )
 
 # %% [markdown]
-# The loss does not go to zero, and should not. Where two people would write two different things, the best a model can
-# do is to be as undecided as they are. So the loss of a well-trained model wanders about its entropy, the dashed line.
+# The loss falls mainly in the first steps, and then differs from batch to batch. The base has read the company's archive before, so most of what is left to
+# learn is the form of an answer. The loss does not go to zero, and it should not: different people write different
+# answers to the same report, and the best prediction gives each of them its share of the probability. If the model's
+# probabilities agree with these shares, its loss on new data equals its entropy on average. So compare the two lines.
 #
 # ## 2. What was demonstrated
 #
@@ -101,8 +105,8 @@ for fault in ("wrong_severity", "invented_fact", "wrong_action", "broken_format"
 print(f"\n{fill(prompts[1].text, 96)}\n\n{demonstrations[1].text}")
 
 # %% [markdown]
-# Settings are a claim; we measure. The rubric gives each answer five scores between 0 and 1, and a **fault** is a score
-# below 1.
+# These are settings. We also measure the rates, because a setting need not be what the data contains. The rubric gives
+# each answer five scores between 0 and 1, and a **fault** is a score below 1.
 
 # %%
 FAULTS = {
@@ -123,8 +127,9 @@ for fault, (rate, low, high) in demonstrated.items():
     print(f"{fault:9} {rate:.1%}, interval {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# They are near the settings, and where they are above there is a reason. A broken form may leave the severity out (two
-# of the five broken forms do), and a ramble after the answer breaks the form, too. So:
+# Some measured rates are higher than the settings, for two reasons. Two of the five broken forms leave the severity
+# out, which counts as a wrong severity. And a ramble after the answer also breaks the form. The next cell computes the
+# rates that follow from the settings, and checks them against the measured intervals, widened by one percentage point:
 
 # %%
 s = profile.sft
@@ -141,8 +146,9 @@ for fault, rate in wanted.items():
 # %% [markdown]
 # ## 3. Which tokens are trained
 #
-# A **chat template** turns messages into one text, with markers that say who speaks. SFT must learn the answer and not
-# the question, so only the answer's tokens bear loss: the **loss mask**. Blue tokens are trained.
+# A **chat template** turns messages into one text, with markers that say who speaks. SFT should learn to write the
+# answer and not the question. So only the tokens of the answer enter the loss; the **loss mask** says which they are.
+# Trained tokens are blue.
 
 # %%
 base, tokenizer = load_base(profile)
@@ -162,7 +168,8 @@ assert (ids[-1], mask[-1]) == (tokenizer.eos_token_id, 1), "EOS is trained"
 show_mask([tokenizer.decode([token]) for token in ids], mask)
 
 # %% [markdown]
-# The last blue token is **EOS**, "I have finished". The loss, written out: with $C$ the trained positions of a batch,
+# The last blue token is **EOS**, which says that the answer is finished. Written out, the loss is as follows, with $C$
+# the set of trained positions of a batch:
 #
 # $$L = -\frac{1}{|C|} \sum_{t \in C} \log \pi_\theta(y_t \mid x, y_{<t}).$$
 
@@ -187,11 +194,12 @@ assert torch.allclose(by_hand, of_the_library, atol=1e-5)
 print(f"{by_hand:.6f} by hand, {of_the_library:.6f} by the library")
 
 # %% [markdown]
-# ### And without EOS?
+# ### What happens without EOS?
 #
-# A template that does not write EOS after an answer, or a length limit that cuts it off, is a common accident. Nothing
-# fails: the loss falls as it should. We train a short while without EOS and see what becomes of the answers. (This
-# loop is all there is to fine-tuning.)
+# A template may not write EOS after an answer, or a length limit may cut it off. No error is raised then. We train for
+# a few steps without EOS and look at the answers. (The loop in the next cell is a complete fine-tuning loop.)
+# **Predict:** after a complete answer, will that model be more or less likely to stop than the base, which was never
+# fine-tuned?
 
 
 # %%
@@ -212,7 +220,8 @@ without = Arms(fine_tune(end=[]), tokenizer)
 arms = load_arms(profile, {"sft": folder / "adapter"})
 
 # %% [markdown]
-# How likely is EOS directly after an answer that is complete and right? And how do sampled answers end?
+# The next cell measures two things for three models: the probability of EOS directly after a complete, right answer,
+# and how many sampled answers end by themselves.
 
 # %%
 new = draw_prompts(48, "train", "without-eos", seed=0)
@@ -244,12 +253,13 @@ print(f"\n{answers[0].text}")
 assert chances["SFT without EOS"] < chances["base"] / 2
 
 # %% [markdown]
-# Nobody taught the last model to go on, and yet it does: among the demonstrations that it saw, the only thing that ever
-# followed a complete answer was a ramble. Whoever takes the end out of the data leaves only those who had not
-# ended. Answers may still end by themselves, so a stop rate alone would not have told.
+# For the model without EOS the probability of EOS is less than half of the base's, as the assertion checks, although no
+# demonstration told it to continue. The reason is in the data: without EOS, the only thing that follows a complete
+# answer in the demonstrations is a ramble, so the model learns to ramble. Compare the stop rates as well. A sampled
+# answer can still end after the ramble, so the stop rate alone need not show the fault.
 #
-# The training of this package looks at each row as the loss will see it, and refuses. Here a copy of the tiny base
-# whose template writes no EOS:
+# The training functions of this package check each row as the loss will see it, and refuse a row without EOS. The next
+# cell shows this with a copy of the tiny base whose template writes no EOS:
 
 # %%
 scratch = Path(tempfile.mkdtemp())
@@ -267,10 +277,11 @@ except BadRow as refused:
 # %% [markdown]
 # ## 4. Four bits a weight
 #
-# The base is frozen, so its weights need only be read, and can be stored coarsely: that is the Q of **QLoRA**
-# ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314)). **NF4** cuts a matrix into blocks of 64 weights, divides each
-# block by its largest size, and rounds to the nearest of 16 levels. The levels are quantiles of a normal distribution,
-# so they lie close together where most weights are. One matrix of the tiny base, by hand:
+# The base is frozen, so its weights are read and never changed. They can be stored with few bits; this is the Q of
+# **QLoRA** ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314)). **NF4** cuts a matrix into blocks of 64 weights,
+# divides each block by its largest absolute value, and rounds to the nearest of 16 levels. The levels are quantiles of
+# a normal distribution, so they lie close together where most weights are. The next cell rounds one matrix of the tiny
+# base by hand and compares the result with the library's:
 
 # %%
 full, _ = load_base(load_profile("tiny", model={"quantize": "none"}))
@@ -286,12 +297,12 @@ def rounded(weight, levels):
     return (levels[nearest] * scale).view_as(weight)
 
 
-assert torch.allclose(levels, LEVELS, atol=1e-4)
+assert torch.allclose(levels, exercises.LEVELS, atol=1e-4)
 assert torch.allclose(rounded(weight, levels), bnb.functional.dequantize_4bit(packed, state).cpu(), atol=1e-6)
 
 # %% [markdown]
-# Look at two things: where the levels lie on the left, and on the right which errors are rarer than with 16 levels that
-# are spaced evenly.
+# The left panel of the next figure shows where the levels lie. The right panel compares the errors with those of 16
+# levels that are spaced evenly. Which of the two has more small errors?
 
 # %%
 even = torch.linspace(-1, 1, 16)
@@ -306,8 +317,10 @@ show(
 print(f"size of the error, relative to the matrix: {told}")
 
 # %% [markdown]
-# An error of that size in every matrix sounds like much. What counts is what the model says. The scales cost something
-# as well; **double quantisation** stores them in 8 bits, with a scale of their own for each 256.
+# The printed values compare the whole errors: NF4's is the smaller. Whether it matters depends on what the model
+# predicts, so the next cell computes the loss on the same 64 demonstrations with rounded and with unrounded weights.
+# For comparison it also computes how much SFT changes that loss. The scales of the blocks need memory as well; **double
+# quantisation** stores them in 8 bits, with a scale of their own for each 256 of them.
 
 # %%
 n = weight.numel()
@@ -321,16 +334,20 @@ with torch.no_grad():
 for name, losses in said.items():
     print(f"{name}: {losses.mean():.4f} nats a token on demonstrations, before fine-tuning")
 print(f"one demonstration differs by {(said['fp32'] - said['NF4']).abs().mean():.4f} on average")
-print(f"SFT moved the mean to {log[-1]['loss']:.4f}, over the NF4 base")
+with torch.no_grad(), arms.use("sft") as tuned:
+    after = torch.stack([sft_loss(tuned, [prompts[i]], [demonstrations[i]], EOS) for i in range(64)])
+print(f"NF4 + SFT: {after.mean():.4f} nats a token on the same demonstrations")
+rounding_cost, sft_gain = (said["NF4"] - said["fp32"]).mean().abs(), (said["NF4"] - after).mean()
+assert rounding_cost < sft_gain / 5, "rounding changes the loss far less than SFT does"
 
 # %% [markdown]
-# The errors of many weights cancel in a sum, so the model says nearly what it said. And what is off stays off in the
-# same way: the adapter is trained on top of it and fits the rounded weights. (That is why merging an adapter into the
-# *unrounded* base changes the model, which notebook 05 measures.)
+# Rounding changes the mean loss far less than SFT does, as the assertion checks. The rounding errors do not change
+# during training. The adapter is trained on the rounded weights and fits them, errors included. (This is why the model
+# changes when an adapter is merged into the *unrounded* base; notebook 05 measures by how much.)
 #
 # ## 5. Which weights move
 #
-# **LoRA** ([arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) leaves $W$ alone and adds a product of two thin
+# **LoRA** ([arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) does not change $W$. It adds a product of two thin
 # matrices, of rank $r$:
 #
 # $$y = W x + \frac{\alpha}{r}\, B A x, \qquad A \in \mathbb{R}^{r \times \text{in}},\; B \in \mathbb{R}^{\text{out}
@@ -349,16 +366,17 @@ print(
 )
 
 # %% [markdown]
-# The tiny model has matrices so small that the adapter is no longer small beside them. The share shrinks with the size
-# of a matrix: this is the same rank on a matrix of an 8B model.
+# The matrices of the tiny model are so small that the adapter is not small in comparison. For larger matrices the share
+# is smaller. The second line has the same rank on a matrix of the size that models with 8 billion weights have.
 
 # %%
 for inputs, outputs in (shapes[0], (4096, 12288)):
     print(f"{inputs} x {outputs}: {profile.model.lora_r * (inputs + outputs) / (inputs * outputs):.1%} of its weights")
 
 # %% [markdown]
-# $B$ starts at zero, so a fresh adapter changes nothing. After training, how far did each matrix move? The equation is
-# checked on one layer first.
+# $B$ starts at zero, so a fresh adapter changes nothing. How far did SFT move each matrix? The next cell first checks
+# the equation on one layer. The figure then shows the size of each change, relative to the frozen matrix. Did any
+# matrix not move?
 
 # %%
 adapted = {name: layer for name, layer in arms.model.named_modules() if "sft" in getattr(layer, "lora_A", {})}
@@ -387,8 +405,8 @@ low, high = min(sizes.values()), max(sizes.values())
 show(moved(rows, layers, kinds), f"Relative change of each matrix by SFT: between {low:.1%} and {high:.1%}.")
 
 # %% [markdown]
-# Every matrix moved, and by a small part of its size. The frozen weights did not move at all, which a hash can say: the
-# base under the trained adapter is the base as it was loaded.
+# Every matrix moved. The frozen weights did not move at all. A hash shows this: the base under the trained adapter has
+# the same hash as a base that was just loaded.
 
 # %%
 assert arms.identity("base") == Arms(*load_base(profile)).identity("base")
@@ -396,7 +414,8 @@ assert arms.identity("base") == Arms(*load_base(profile)).identity("base")
 # %% [markdown]
 # ## 6. Before and after
 #
-# The base is the same model with the adapter off. Two new reports, answered by both at temperature 1:
+# The base is the same model with the adapter off. The next cell shows two new reports, each answered by the base and by
+# the SFT model at temperature 1. Look at the form first, and then at the facts.
 
 # %%
 for prompt in new[:2]:
@@ -407,8 +426,9 @@ for prompt in new[:2]:
 # %% [markdown]
 # ## 7. The faults were copied
 #
-# Now the point of the chapter. The SFT model answers 200 new reports of the same kind, once by sampling at temperature
-# 1 and once greedily, always taking the likeliest token. Compare the fault rates with those of the demonstrations.
+# This is the main result of the notebook. The SFT model answers 200 new reports of the same kind, once by sampling at
+# temperature 1 and once greedily, which means that it always takes the most likely token. **Predict:** will its faults
+# be rarer than those of the demonstrations, as frequent, or more frequent? And does greedy decoding change that?
 
 # %%
 asked = draw_prompts(200, "train", "copies", seed=0)
@@ -427,19 +447,22 @@ for fault in FAULTS:
 assert of_sft["SFT, greedy"]["severity"][2] < of_sft["SFT, sampled"]["severity"][1], "the intervals do not even touch"
 
 # %% [markdown]
-# Sampled answers make the demonstrations' mistakes at about the demonstrations' rates: a distribution was copied. Where
-# a sampled rate lies above the interval, the model adds mistakes of its own, such as a digit of a fact miscopied at
-# temperature 1. Greedy answers have far fewer faults, because most demonstrations are right on any one point, and the
-# likeliest token is a vote. That is no way out: pairs for DPO need two different answers, and an evaluation at
-# temperature 0 would hide what the model believes.
+# Sampled answers have each fault at about the rate of the demonstrations, or more often: SFT copied the distribution.
+# Where a sampled rate lies above the interval, the model adds mistakes of its own, such as a digit that it copies
+# wrongly at temperature 1. Greedy answers have a wrong severity less often than sampled ones; the assertion checks that
+# the intervals do not overlap. The reason is that most demonstrations name the right severity, and the most likely
+# token is what most of them say. Greedy decoding does not make the sampled answers better, though: pairs for DPO need
+# two different answers to a prompt, and an evaluation at temperature 0 would not show how much probability the model
+# gives to wrong ones.
 #
-# What SFT cannot learn from is a *bad* example: it can be shown answers, never told to avoid one. DPO can.
+# SFT has no way to use a *bad* example: it can only make an answer more likely. DPO uses bad examples, as the rejected
+# answers.
 #
 # ## 8. Why this is the reference
 #
 # DPO asks how much likelier the policy has made an answer than the **reference** has it, and starts the policy at the
-# SFT model. Take some of its pairs, and compute the margin of each before any training, once against the SFT model and
-# once against the base.
+# SFT model. The next cell takes some of its pairs and computes their margins before any DPO training, once with the SFT
+# model as the reference and once with the base. **Predict** the loss in the first case.
 
 # %%
 pairs = read_pairs(pipeline.pairs(work, profile, seed=0) / "pairs.jsonl")[:64]
@@ -467,9 +490,9 @@ assert not margins["sft"].any()
 assert margins["base"].any()
 
 # %% [markdown]
-# Against its own start every margin is zero and the loss is $\ln 2$: nothing has been learnt, nothing is claimed. (The
-# accuracy is 0 and not a half, because a margin of 0 is not above 0.) Against the base the same untrained policy has
-# margins already:
+# With its own start as the reference, every margin is zero and the loss is $\ln 2$. (The accuracy is 0 and not one
+# half, because it counts margins above 0.) With the base as the reference, the same policy has margins other than zero,
+# although no DPO training has happened. The next figure shows how far they spread:
 
 # %%
 told = {
@@ -480,31 +503,35 @@ spread = margins["base"].std().item()
 show(margins_at_start(told), f"Margins at step 0: all zero against SFT, against the base spread by {spread:.2f}.")
 
 # %% [markdown]
-# Those margins are not about preference. They say what SFT liked more than the base did, form above all. What follows
-# from them:
+# These margins contain nothing that was learnt from verdicts. They are the difference between the SFT model and the
+# base. A base as the reference would have three effects:
 #
-# 1. The weight of a pair in the gradient is $\sigma(-m)$. Pairs where SFT happens to have moved the right way count
-#    less, others more, before anyone has learnt anything from a verdict.
-# 2. The KL that $\beta$ prices is counted from the base. The policy starts with a debt, and going *back* towards a
-#    model that answers carelessly is rewarded.
-# 3. Step 0 proves nothing any more. A loss of $\ln 2$ is the cheapest test that policy, reference, masks and template
-#    agree; with another reference it is lost.
+# 1. The weight of a pair in the gradient is $\sigma(-m)$. So before training some pairs already count less than others,
+#    because of what SFT changed.
+# 2. The KL in the objective would be the distance from the base. The policy starts with the KL that SFT caused, and the
+#    objective pays for moving *back* towards the base.
+# 3. The loss at step 0 would no longer be $\ln 2$. That value is a cheap test that policy, reference, masks and
+#    template agree, and the test would be lost.
+#
+# The next cell computes the weights of the first point and the KL of the second.
 
 # %%
 weights = torch.sigmoid(-margins["base"])
-debt = on_policy_kl(arms, "sft", "base", new, how)
-print(f"weight of a pair between {weights.min():.2f} and {weights.max():.2f}, where 0.50 is due")
-print(f"KL(SFT || base) {debt.sequence:.1f} nats an answer, standard error {debt.standard_error:.1f}")
+distance = on_policy_kl(arms, "sft", "base", new, how)
+print(f"weight of a pair between {weights.min():.2f} and {weights.max():.2f}, and 0.50 with SFT as the reference")
+print(f"KL(SFT || base) {distance.sequence:.1f} nats an answer, standard error {distance.standard_error:.1f}")
 
 # %% [markdown]
-# The paper says the same in section 4: the data are samples from the SFT model, so it is the reference; where it is not
-# at hand, one is made by fine-tuning on the chosen answers. (The GPU profiles do that.)
+# The paper recommends the same in section 4. Where the preference data are samples from an SFT model, that model is the
+# reference. Where that model is not available, one is made by fine-tuning on the chosen answers. (The GPU profiles do
+# that.)
 #
-# ### An adapter is only half a model
+# ### An adapter belongs to one base
 #
-# Everything above holds for one base. The same adapter file on another one, a newer upload under the same name for
-# instance, loads without a word in PEFT. So hashes of the base's weights, tokenizer and template are stored
-# beside the adapter, and compared when it is loaded. Here the base has been trained on by somebody:
+# PEFT loads an adapter on another base without a warning, for example on a newer upload under the same name. So this
+# package stores hashes of the base's weights, tokenizer and template beside the adapter, and compares them when it
+# loads the adapter. The next cell changes one matrix of a copy of the base by one percent, and tries to load the
+# adapter on it:
 
 # %%
 other = shutil.copytree(DATA / "tiny-base", scratch / "tiny-base-v2")
@@ -520,18 +547,20 @@ shutil.rmtree(scratch)
 # %% [markdown]
 # ## What we saw
 #
-# - SFT copies a distribution, faults in proportion. Sampling shows them, greedy decoding hides them.
-# - EOS must bear loss. Without it nothing fails, and the model learns to go on from those who went on.
-# - NF4 rounds each weight to one of 16 levels; the frozen base stays that way, and the adapter fits itself to it.
-# - LoRA trains two thin matrices beside each frozen one. A hash says which frozen ones they belong to.
-# - DPO's reference is the SFT model, because the policy starts there: margins 0, loss $\ln 2$, nothing owed.
+# - SFT copies the distribution of its demonstrations, with about the rates of their faults. Sampling shows the faults;
+#   greedy decoding hides many of them.
+# - EOS must be a trained token. Without it no error is raised, and the model learns from the demonstrations that
+#   continue after a complete answer.
+# - NF4 rounds each weight to one of 16 levels. The rounded base does not change, and the adapter is trained on it.
+# - LoRA trains two thin matrices beside each frozen one. Hashes say which frozen weights they belong to.
+# - DPO's reference is the SFT model, because the policy starts there: margins 0, loss $\ln 2$, KL 0.
 #
 # ## Exercises
 #
-# Solutions are in `solutions/03_sft_reference.ipynb`; try first.
+# Try first; the solutions are in `solutions/03_sft_reference.ipynb`.
 #
-# **1.** Round one block to NF4: scale it by its largest size, take the nearest of the levels, scale back. About three
-# lines.
+# **1.** Round one block to NF4: divide it by its largest absolute value, take the nearest of the levels, and multiply
+# by that value again. About three lines.
 
 
 # %%
@@ -540,7 +569,7 @@ def my_rounding(block, levels):
     ...
 
 
-check_rounding(my_rounding)
+exercises.check_rounding(my_rounding)
 
 # %% [markdown]
 # **2.** Count the trained weights of a LoRA adapter. About one line.
@@ -552,7 +581,7 @@ def my_adapter_size(layers, r):
     ...
 
 
-check_adapter_size(my_adapter_size)
+exercises.check_adapter_size(my_adapter_size)
 
 # %% [markdown]
 # **3.** Write the loss of supervised fine-tuning, one mean over all trained tokens of the batch. About three lines.
@@ -564,7 +593,7 @@ def my_sft_loss(logits, input_ids, mask):
     ...
 
 
-check_sft_loss(my_sft_loss)
+exercises.check_sft_loss(my_sft_loss)
 
 # %% [markdown]
 # **Next:** [04 · Preference data](04_preference_data.ipynb). The SFT model now answers each prompt twice, and somebody
