@@ -15,10 +15,13 @@
 #
 # **Question.** What exactly is computed between a pair of texts and a changed weight, and what does it do to the model?
 #
-# **Method.** A real language model, so small that everything can be looked at. We write the whole of DPO ourselves,
-# compare it with TRL's `DPOTrainer` step by step, and then ask what the loss rewards and what it does not see.
+# **Method.** We use a real language model that is small enough to inspect completely. We write the whole of DPO
+# ourselves, compare it with TRL's `DPOTrainer` step by step, and then ask what the loss rewards and what it ignores.
 #
-# **Needs.** The loss and the reward of chapter 01, a little PyTorch. The model is shipped; nothing is downloaded.
+# **Core path.** Sections 1 to 9. Sections 10 to 12, on related losses and on what can go wrong, can wait for a second
+# reading.
+#
+# **Needs.** The loss and the reward of notebook 01, a little PyTorch. The model is shipped; nothing is downloaded.
 #
 # **Takes.** About ninety minutes to read. The cells run in a minute and a half on two CPU cores; all of them use the
 # CPU, so a GPU changes nothing.
@@ -33,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import get_peft_model
+from scipy import stats
 from transformers import PrinterCallback, logging
 from trl import DPOConfig, DPOTrainer
 
@@ -57,10 +61,12 @@ from dpo_kit.workbook.token_view import show_mask, show_values
 # ## 1. A model and pairs
 #
 # The model has about two million weights and was trained on the archive of a made-up company, whose people triage
-# incidents carelessly. On it sits a fresh **LoRA adapter**: small matrices beside the frozen ones, the only weights
-# that will be trained. One matrix of each pair starts at zero, so at first the adapter changes nothing.
+# incidents carelessly. We add a fresh **LoRA adapter**: small matrices beside the frozen ones. Only these small
+# matrices will be trained. They come in pairs, and one matrix of each pair starts at zero, so at first the adapter
+# changes nothing.
 #
-# $\beta$ and the rest are set here. Everything is in 32-bit floats and not quantised, so that equalities can be tested.
+# The next cell sets $\beta$ and the other settings. All weights are 32-bit floats and not quantised, so that equalities
+# can be tested.
 
 # %%
 logging.disable_progress_bar()
@@ -102,7 +108,8 @@ print(f"{len(decided)} of {len(prompts)} prompts gave a pair, {len(pairs)} are u
 # %%
 pair = pairs[1]
 print(pair.prompt.text)
-print(f"\nchosen:   {pair.chosen.text}\n\nrejected: {pair.rejected.text}\n\nscores {pair.verdict.reason}")
+for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    print(f"\n{name}, score {rubric.overall(pair.prompt, side.text):.3f}: {side.text}")
 
 # %% [markdown]
 # ## 2. From text to tokens
@@ -138,8 +145,8 @@ assert torch.equal(by_hand.bool(), batch.completion_mask)
 batch.input_ids.shape
 
 # %% [markdown]
-# What a mask selects should be seen once with one's own eyes. Selected tokens are blue, bold and underlined; the
-# shorter row shows its padding at the end.
+# Look at what the mask selects before you train with it. Selected tokens are blue, bold and underlined. The shorter row
+# has its padding at the end.
 
 
 # %%
@@ -151,7 +158,7 @@ for ids, mask in zip(batch.input_ids, batch.completion_mask, strict=True):
     show_mask(words(ids), mask)
 
 # %% [markdown]
-# The border is exact: no token of the prompt is selected, each answer is whole, and EOS is in.
+# The border is exact: no token of the prompt is selected, and each answer is selected completely, with its EOS.
 #
 # ## 3. Log-probs
 #
@@ -160,8 +167,9 @@ for ids, mask in zip(batch.input_ids, batch.completion_mask, strict=True):
 #
 # $$\log \pi_\theta(y \mid x) = \sum_{t \in \text{completion}} \log \pi_\theta(y_t \mid x, y_{<t})$$
 #
-# In code: normalise with `log_softmax`, **gather** the entry of the token that is there, mask, sum. The logits at a
-# position predict the *next* token, so they are used one position earlier.
+# The code has four steps: normalise the logits with `log_softmax`, **gather** the entry of the token that follows,
+# multiply by the mask, and sum. The logits at a position predict the *next* token. So the log-prob of a token is read
+# from the logits one position before it.
 
 
 # %%
@@ -181,8 +189,8 @@ assert torch.equal(logps, from_scratch.completion_logps(logits, batch.input_ids,
 print(f"logits {tuple(logits.shape)}, log-probs {tuple(logps.shape)}\n{logps}")
 
 # %% [markdown]
-# An independent check: `cross_entropy`, which every language model is trained with, is minus the same number when the
-# labels outside the mask are ignored.
+# The next cell is an independent check. PyTorch's `cross_entropy`, the usual loss for language models, gives minus the
+# same number when the labels outside the mask are ignored.
 
 # %%
 labels = batch.input_ids.masked_fill(~batch.completion_mask, -100)
@@ -190,7 +198,7 @@ entropies = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduc
 assert torch.allclose(-entropies.sum(dim=1), logps, atol=1e-4)
 
 # %% [markdown]
-# Two things must not matter: how much padding a row carries, and which rows stand beside it.
+# The result must depend neither on the amount of padding nor on the other rows of the batch.
 
 # %%
 alone = from_scratch.collate(tokenizer, pairs[:1])
@@ -223,8 +231,9 @@ some_logps = -40 * torch.rand(4, BATCH_SIZE, generator=torch.Generator().manual_
 assert torch.allclose(dpo_by_hand(*some_logps), dpo_loss(*some_logps, beta=BETA)[0])
 
 # %% [markdown]
-# The null result first. The adapter does nothing yet, so policy and reference agree: every margin is zero, every loss
-# is $-\log \sigma(0) = \ln 2$. If a run begins anywhere else, its reference is wrong.
+# First the untrained policy. The adapter changes nothing yet, so policy and reference agree: every margin is zero, and
+# every loss is $-\log \sigma(0) = \ln 2$. If a run that starts from its reference begins at another loss, then its
+# reference, its masks or its template are wrong.
 
 # %%
 with policy.disable_adapter():
@@ -242,9 +251,10 @@ print(f"ln 2 = {math.log(2):.6f}\n{losses}")
 # $$\nabla_\theta L = -\beta\, \underbrace{\sigma(-m)}_{\text{weight}}\,
 # \big[\nabla_\theta \log \pi_\theta(y_w \mid x) - \nabla_\theta \log \pi_\theta(y_l \mid x)\big].$$
 #
-# (This is the gradient in section 4 of the paper.) The bracket says *where*: towards the chosen answer, away from the
-# rejected one. The weight says *how much*: one for a pair in hopelessly wrong order, a half at the start, zero for one
-# that is far on the right side. First on made-up log-probs, against automatic differentiation:
+# (This is the gradient in section 4 of the paper.) The bracket is the *direction*: it raises the chosen answer and
+# lowers the rejected one. The weight is a factor between 0 and 1: near 1 for a pair that the policy orders wrongly by a
+# wide margin, one half at the start, and near 0 for a pair that it orders rightly by a wide margin. We check the
+# formula on made-up log-probs, first against automatic differentiation:
 
 # %%
 chosen, rejected, *ref = some_logps.double()
@@ -255,8 +265,8 @@ formula = -BETA * torch.sigmoid(-margins)
 assert torch.allclose(formula, autograd, rtol=1e-12)
 
 # %% [markdown]
-# And against **finite differences**, which know nothing of the chain rule: move one log-prob a little up and a little
-# down, and divide.
+# The second check uses **finite differences**, which do not need the chain rule: move the log-prob a little up and a
+# little down, and divide the change of the loss by the distance.
 
 # %%
 nudge = 1e-5
@@ -268,9 +278,9 @@ print(
 )
 
 # %% [markdown]
-# One floor below are the logits. With $e_{y_t}$ the vector that is one at the token and zero elsewhere,
-# $\nabla_{\text{logits}} \log \pi(y_t) = e_{y_t} - \pi(\cdot)$: raise the token that is there, lower all others in
-# proportion to their probability.
+# The log-probs in turn depend on the logits. With $e_{y_t}$ the vector that is one at the token and zero elsewhere,
+# $\nabla_{\text{logits}} \log \pi(y_t) = e_{y_t} - \pi(\cdot)$. A step along this gradient raises the logit of the
+# token $y_t$ and lowers the logits of all others in proportion to their probability.
 
 # %%
 leaf = torch.randn(7, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
@@ -281,8 +291,9 @@ assert torch.allclose(by_hand, autograd)
 # %% [markdown]
 # ## 6. The training loop
 #
-# That is all of DPO. The loop below has what a real trainer has, AdamW, a learning rate that falls to zero, gradients
-# clipped at norm one, and nothing else. The reference does not change, so its log-probs are computed once, beforehand.
+# These are all the parts of DPO. The loop below adds what a real trainer has: AdamW, a learning rate that falls to
+# zero, and gradients clipped at norm one. The reference does not change, so its log-probs are computed once, before
+# training.
 
 # %%
 batches = [from_scratch.collate(tokenizer, pairs[i : i + BATCH_SIZE]) for i in range(0, len(pairs), BATCH_SIZE)]
@@ -315,7 +326,8 @@ print(f"{len(ours)} steps, loss {ours[0]['loss']:.4f} at the first and {ours[-1]
 # %% [markdown]
 # ## 7. The same in TRL
 #
-# Now the library that everybody uses: the same base, the same start of the adapter, the same pairs in the same order.
+# Now we train with the library TRL: the same base, the same initial adapter, the same pairs in the same order.
+# **Predict:** how closely will the losses agree, at the first step and at the last?
 
 # %%
 scratch = tempfile.TemporaryDirectory()
@@ -334,7 +346,8 @@ trainer = DPOTrainer(
 trainer.remove_callback(PrinterCallback)
 
 # %% [markdown]
-# Before a comparison, make sure that there is one: TRL's tokens are ours, its adapter starts where ours did.
+# The comparison is fair only if both start from the same state. So we check first that TRL's tokens are ours and that
+# its adapter has the same initial weights.
 
 # %%
 row = trainer.train_dataset[1]
@@ -351,7 +364,7 @@ assert max(differences) < 1e-5, "step for step the same loss"
 print(f"{len(log)} steps, largest difference of a loss {max(differences):.1e}")
 
 # %% [markdown]
-# The figure should show one curve, drawn twice.
+# The next figure draws both losses. Can you see two curves?
 
 # %%
 steps = range(1, STEPS + 1)
@@ -364,11 +377,12 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# It does: not only the first loss agrees but each one after it, so gradients, clipping, optimiser and schedule agree as
-# well. What the library adds is everything around the method, not the method. The ragged line is no instability: each
-# batch is new, and its pairs are easier or harder.
+# The two curves lie on top of each other. Not only the first loss agrees but every later one, so gradients, clipping,
+# optimiser and schedule agree as well. The library adds everything around the method, such as checkpoints and logs, but
+# computes the same losses. The line is not smooth because each batch has new pairs, and some pairs are easier than
+# others.
 #
-# TRL also logs rewards and margins. They are ours:
+# TRL also logs rewards and margins. The next cell checks that its margins are ours:
 
 # %%
 margin = [BETA * (row["h_chosen"] - row["h_rejected"]) for row in ours]
@@ -378,8 +392,8 @@ print(f"margin of the last batch: ours {margin[-1]:.4f}, TRL's {log[-1]['rewards
 # %% [markdown]
 # ## 8. Which pairs pull hardest?
 #
-# Here are the margins of all pairs under the trained policy. The weight $\sigma(-m)$ is what each would pull with in
-# the next step.
+# Now we compute the margin of every pair under the trained policy. The weight $\sigma(-m)$ scales the gradient of a
+# pair in the next step.
 
 
 # %%
@@ -399,7 +413,7 @@ weights = torch.sigmoid(-m)
 print(f"{(m < 0).sum()} of {len(m)} pairs are in the wrong order")
 
 # %% [markdown]
-# The figure should show the sigmoid, and on its high side the wrongly ordered pairs.
+# On which side of one half do you expect the weights of the wrongly ordered pairs?
 
 # %%
 show(
@@ -408,17 +422,20 @@ show(
 )
 
 # %% [markdown]
-# Every pair above one half is in the wrong order. This is the pair with the largest weight:
+# Every pair with a weight above one half is in the wrong order, because $\sigma(-m) > \tfrac12$ means $m < 0$. This is
+# the pair with the largest weight:
 
 # %%
 hardest = int(weights.argmax())
-print(f"weight {weights[hardest]:.2f}, margin {m[hardest]:.2f}\n\nchosen:   {pairs[hardest].chosen.text}\n")
-print(f"rejected: {pairs[hardest].rejected.text}\n\nscores {pairs[hardest].verdict.reason}")
+pair = pairs[hardest]
+print(f"weight {weights[hardest]:.2f}, margin {m[hardest]:.2f}")
+for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    print(f"\n{name}, score {rubric.overall(pair.prompt, side.text):.3f}: {side.text}")
 
 # %% [markdown]
-# The weight is one factor of the pull; the other is the length of the bracket, the difference of two gradients. Does
-# the formula hold for all the adapter's weights at once, and do wrong pairs pull harder in the end? For one pair, both
-# sides of the equation:
+# The weight is one factor of a pair's gradient. The other is the bracket, the difference of two gradients, which can be
+# long or short. Does the formula hold for all weights of the adapter at once? The next cells compute both sides of the
+# equation for this pair:
 
 
 # %%
@@ -441,8 +458,8 @@ assert torch.allclose(left, right, atol=1e-4 * left.norm().item())
 print(f"{len(left):,} weights, gradient norm {left.norm():.3f}, norm of the difference {(left - right).norm():.1e}")
 
 # %% [markdown]
-# Finite differences on the model itself: take a small step along the gradient, forwards and backwards. The slope must
-# be the gradient's norm.
+# Finite differences work on the whole model as well: move the weights a little along the gradient, forwards and
+# backwards. The slope of the loss must be the norm of the gradient.
 
 
 # %%
@@ -463,30 +480,38 @@ assert math.isclose(slope, left.norm().item(), rel_tol=0.02)
 print(f"slope {slope:.4f}, norm of the gradient {left.norm():.4f}")
 
 # %% [markdown]
-# Now the norm of each pair's whole gradient, for a sample of pairs in wrong and in right order.
+# It is often written that wrongly ordered pairs have the largest gradients. For the weight this is true by its
+# definition. Is it also true for the norm of the whole gradient, weight times bracket? **Predict**, then compute the
+# gradient of every pair. The table has the mean with a 95% interval, and the median.
 
 # %%
-wrong, right = ((side * m > 0).nonzero().flatten()[:16].tolist() for side in (-1, 1))
-sample = torch.tensor(wrong + right)
-norms = torch.stack([pair_gradient(i).norm() for i in sample.tolist()])
-for name, chosen_rows in (("wrong order", slice(0, len(wrong))), ("right order", slice(len(wrong), None))):
-    print(f"{name}: mean weight {weights[sample][chosen_rows].mean():.2f}, mean norm {norms[chosen_rows].mean():.2f}")
-
-# %% [markdown]
-# The figure should show whether high weight means strong pull.
+norms = torch.stack([pair_gradient(i).norm() for i in range(len(pairs))])
+brackets = norms / (BETA * weights)  # the norm of the difference of the two gradients
+for name, values in (("weight", weights), ("bracket", brackets), ("whole gradient", norms)):
+    for order, kept in (("wrong", m < 0), ("right", m > 0)):
+        some = values[kept]
+        half = stats.t.ppf(0.975, len(some) - 1) * some.std() / len(some) ** 0.5  # of the 95% interval
+        print(f"{name:14s} {order} order, {len(some):3d} pairs: mean {some.mean():5.2f} ± {half:.2f}", end=", ")
+        print(f"median {some.median():5.2f}, from {some.min():5.2f} to {some.max():5.2f}")
+assert weights[m < 0].min() > 0.5 > weights[m > 0].max(), "the statement about the weight holds for every pair"
 
 # %%
 show(
-    pulls_on_pairs(m[sample], norms, "The whole pull of a pair", "norm of the pair's gradient"),
-    "Gradient norm over margin for sampled pairs: wrongly ordered pairs pull harder on average, with a wide spread.",
+    pulls_on_pairs(m, norms, "The whole gradient of a pair", "norm of the pair's gradient"),
+    "Gradient norm over margin for every pair: the norms spread widely in both orders and overlap.",
 )
 
 # %% [markdown]
-# On average yes, pair by pair not always: two pairs of equal weight can differ a good deal, because some answers are
-# easier to move than others. "Wrongly ordered pairs pull hardest" is a statement about the weight.
+# The weights of the two groups do not overlap. The norms of the whole gradients overlap widely, because the length of
+# the bracket differs much more between pairs than the weight does: some answers are easier to change than others. In
+# the stored run the intervals of the two mean norms overlap, and the medians stand in the opposite order to the means,
+# because a few very long gradients raise a mean. So these pairs do not show that wrongly ordered pairs have larger
+# gradients. The statement "wrongly ordered pairs count most" is a statement about the weight, and not about the whole
+# gradient.
 #
-# And inside an answer? The log-ratio of each token says where the policy has changed its mind. First the chosen answer
-# of that pair, then the rejected one; blue tokens have become more likely than under the reference, red ones less.
+# What happens inside an answer? The log-ratio of each token shows where the policy differs from the reference. The next
+# cell shows the chosen answer of the pair with the largest weight, and then the rejected one. Blue tokens are more
+# likely than under the reference, red ones less likely.
 
 
 # %%
@@ -508,8 +533,9 @@ for tokens, values in token_log_ratios(hardest):
     show_values(tokens, values, "nats")
 
 # %% [markdown]
-# One or two tokens carry nearly everything; the rest is as likely as before, given what precedes it. The sum does not
-# care which token pays. What does the policy say now at the token that paid most?
+# Look for the tokens with strong colours. The loss depends only on the sum over the tokens, so it does not decide which
+# token changes. The next cell takes the token of the chosen answer that changed most, and shows what the policy
+# predicts at its position now and what it predicted before.
 
 # %%
 tokens, values = token_log_ratios(hardest)[0]
@@ -525,14 +551,14 @@ for token in (now + then).topk(4).indices:
     print(f"   {tokenizer.decode([token])!r:10} before {then[token]:.3f}   now {now[token]:.3f}")
 
 # %% [markdown]
-# In the stored run this is a small disaster: the policy still begins a stock phrase as often as before, and has
-# unlearnt its *second* word. The rejected answers are full of that phrase, and making it impossible halfway is as good
-# for the margin as never beginning it. Section 11 comes back to this.
+# In the stored run the policy has unlearnt the *second* word of a stock phrase. After the first word it now predicts a
+# word that makes no sense there. For the margin, breaking off the phrase in the middle is as good as never beginning
+# it. Section 12 counts how often sampled answers contain the broken phrase.
 #
 # ## 9. The reference, four ways
 #
-# DPO speaks of two models, policy and reference. That does not mean two models in memory. Four ways to the same
-# numbers, now that the policy has moved away from its start:
+# DPO uses two models, policy and reference. They need not be two models in memory. There are four ways to compute the
+# reference's log-probs, and we compare them now that the policy has moved away from its start:
 #
 # 1. a **second model**, loaded from disk;
 # 2. the same model with the **adapter off**;
@@ -570,9 +596,10 @@ print(f"a second model {size:,} weights, a copy of the adapter {trainable:,}, ad
 print(f"precomputed: {2 * len(pairs)} numbers, and no forward pass of the reference in training")
 
 # %% [markdown]
-# There is one trap. "Adapter off" is the *base*. In chapter 03 DPO starts from an adapter that was trained before, by
-# supervised fine-tuning; the reference is then that adapter, and switching it off gives the wrong model. We play it
-# through with the adapter just trained as the new start. Step zero tells:
+# One of the four ways can be wrong. "Adapter off" is the *base*. In notebook 05 DPO starts from an adapter that was
+# trained before by supervised fine-tuning. The reference is then the base with that adapter, and switching the adapter
+# off gives another model. To see the effect, we take the adapter that we have just trained as a new start. The loss at
+# step zero shows which reference is right:
 
 # %%
 new_start = from_scratch.score(policy, batches[:1])[0]
@@ -582,10 +609,10 @@ for name, ref in (("a copy of the adapter", new_start), ("adapter off", referenc
 # %% [markdown]
 # Only the copy gives $\ln 2$.
 #
-# ## 10. The relatives
+# ## 10. Related losses
 #
-# Each is one function of log-probs in `dpo_kit.workbook.theory.losses`. We write each by hand and compare, on the
-# log-probs of our real pairs. Let $|y|$ be the number of tokens of an answer.
+# Each related loss is one function of log-probs in `dpo_kit.workbook.theory.losses`. We write each by hand and compare
+# the two on the log-probs of our pairs. Let $|y|$ be the number of tokens of an answer.
 
 # %%
 policy_logps = [h + ref for h, ref in zip((h_w, h_l), joined(reference), strict=True)]
@@ -604,9 +631,9 @@ agrees("dpo", -F.logsigmoid(m))
 # %% [markdown]
 # ### Labels that are sometimes wrong: cDPO and robust DPO
 #
-# Suppose a label is turned round with probability $\varepsilon$. **Conservative DPO**
-# ([Mitchell, 2023](https://ericmitchell.ai/cdpo.pdf)) trains on both orders, with these weights. Its minimum is at the
-# finite margin $\mathrm{logit}(1-\varepsilon)$:
+# Suppose a label is flipped with probability $\varepsilon$. **Conservative DPO** ([Mitchell,
+# 2023](https://ericmitchell.ai/cdpo.pdf)) trains on both orders, weighted by $1-\varepsilon$ and $\varepsilon$. Its
+# minimum is at the finite margin $\mathrm{logit}(1-\varepsilon)$:
 #
 # $$L_{\mathrm{cDPO}} = -(1-\varepsilon) \log \sigma(m) - \varepsilon \log \sigma(-m)$$
 
@@ -628,12 +655,12 @@ assert torch.allclose((1 - epsilon) * robust + epsilon * flipped, -F.logsigmoid(
 
 
 # %% [markdown]
-# To draw a loss over the margin we move the two answers apart, half a margin each, from a common start of eight tokens
-# and minus twelve nats, at $\beta = 1$. For most losses only the margin matters; for those that see more, this is one
-# cut through them.
+# To draw a loss over the margin, we move the log-probs of the two answers apart, each by half of the margin. Both start
+# with eight tokens and a log-prob of minus twelve nats, and $\beta = 1$. Most losses depend only on the margin. For the
+# others these curves show one choice of the remaining quantities.
 #
-# The figure should make you compare the right-hand panels, the **pull** $-dL/dm$: where is it zero, and where does it
-# turn round?
+# In the next figure compare the right-hand panels, the **pull** $-dL/dm$: for which loss is it zero somewhere, and
+# where does its sign change?
 
 
 # %%
@@ -656,9 +683,10 @@ show(
 )
 
 # %% [markdown]
-# DPO's pull fades towards zero and stays positive. That of cDPO turns round at $\mathrm{logit}(1-\varepsilon)$: a pair
-# beyond it is pulled back. Robust DPO pulls harder than DPO everywhere, and far to the right its pull levels off at
-# $\varepsilon/(1 - 2\varepsilon)$ instead of ending. Its loss has no floor: the price of being right on average.
+# DPO's pull approaches zero and stays positive. The pull of cDPO changes its sign at $\mathrm{logit}(1-\varepsilon)$: a
+# larger margin is pulled back. Robust DPO pulls harder than DPO everywhere, and for large margins its pull approaches
+# $\varepsilon/(1 - 2\varepsilon)$ instead of zero. So its loss has no lower bound. This is what it pays for being
+# unbiased under label noise.
 
 # %%
 far = torch.tensor([-4.0, math.log(0.9 / 0.1), 50.0])
@@ -668,8 +696,10 @@ for name in ("cdpo", "robust_dpo"):
 # %% [markdown]
 # ### A finite goal: IPO and hinge
 #
-# **IPO** ([arXiv 2310.12036](https://arxiv.org/abs/2310.12036)) asks for the gap $\tfrac{1}{2\beta}$ and for no more.
-# **Hinge**, from SLiC-HF ([arXiv 2305.10425](https://arxiv.org/abs/2305.10425)), asks for a margin of at least one:
+# **IPO** ([arXiv 2310.12036](https://arxiv.org/abs/2310.12036)) has its minimum for a pair at the gap
+# $\tfrac{1}{2\beta}$. The **hinge** loss asks for a margin of at least one. SLiC-HF
+# ([arXiv 2305.10425](https://arxiv.org/abs/2305.10425)) used it on log-probs, without a reference. The form with a
+# reference, which we use here, is from RSO ([arXiv 2309.06657](https://arxiv.org/abs/2309.06657)):
 #
 # $$L_{\mathrm{IPO}} = \Big(h(y_w) - h(y_l) - \frac{1}{2\beta}\Big)^2, \qquad L_{\mathrm{hinge}} = \max(0,\, 1 - m)$$
 
@@ -678,7 +708,7 @@ agrees("ipo", (h_w - h_l - 1 / (2 * BETA)).square())
 agrees("hinge", (1 - m).clamp(min=0))
 
 # %% [markdown]
-# The figure should show one pull that is a straight line through zero, and one that is a step.
+# Which of the pulls in the next figure is a straight line, and which is a step?
 
 # %%
 show(
@@ -690,14 +720,16 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# IPO pulls back whatever has gone too far, and pulls without bound at what is far behind: one bad label weighs a lot.
-# Hinge pulls with one strength until a pair is past the goal, and then forgets it.
+# IPO's pull is the straight line. It pulls a pair back whose gap is too large, and it pulls without bound on a pair
+# whose gap is far too small, so one wrong label can have a large effect. The hinge's pull is the step: it is constant
+# until the margin is one, and zero from there on.
 #
 # ### More than the margin: RPO, length-normalised DPO
 #
 # **RPO** ([arXiv 2404.19733](https://arxiv.org/abs/2404.19733)) adds an anchor: the negative log-likelihood (NLL) of
 # the chosen answer per token, times $\alpha$. **Length-normalised DPO**
-# ([Tülu 3, arXiv 2411.15124](https://arxiv.org/abs/2411.15124)) compares averages per token:
+# ([Tülu 3, arXiv 2411.15124](https://arxiv.org/abs/2411.15124)) compares averages per token. It is a loss of its own,
+# with values of $\beta$ of its own, and not another way to write DPO:
 #
 # $$L_{\mathrm{RPO}} = -\log \sigma(m) - \alpha\,\frac{\log \pi_\theta(y_w \mid x)}{|y_w|}, \qquad
 # L_{\mathrm{norm}} = -\log \sigma\Big(\beta\,\frac{h(y_w)}{|y_w|} - \beta\,\frac{h(y_l)}{|y_l|}\Big)$$
@@ -708,7 +740,7 @@ agrees("rpo", -F.logsigmoid(m) - policy_logps[0] / n_w, chosen_lengths=n_w, alph
 agrees("length_normalised_dpo", -F.logsigmoid(BETA * (h_w / n_w - h_l / n_l)), **lengths)
 
 # %% [markdown]
-# The figure should show what the anchor adds and what the normalisation takes away.
+# In the next figure, what does the anchor add to DPO's pull, and what does the normalisation change?
 
 # %%
 show(
@@ -724,14 +756,15 @@ show(
 )
 
 # %% [markdown]
-# The anchor is a constant pull on the chosen answer that no margin satisfies. Length-normalised at the same $\beta$ is
-# nearly flat: $\beta$ now multiplies nats per *token*, so it must be many times larger, and no published $\beta$ of DPO
-# can be carried over.
+# The anchor adds a constant pull towards the chosen answer, at every margin. The length-normalised loss is nearly flat
+# at the same $\beta$, because $\beta$ now multiplies nats per *token*. It must be many times larger, so a published
+# $\beta$ for DPO cannot be used here.
 #
 # ### No pairs: KTO
 #
-# **KTO** ([arXiv 2402.01306](https://arxiv.org/abs/2402.01306)) takes single answers with a thumb up or down. An answer
-# is compared with a baseline $z$, the KL from policy to reference, estimated per batch and held constant:
+# **KTO** ([arXiv 2402.01306](https://arxiv.org/abs/2402.01306)) takes single answers, each labelled desirable or
+# undesirable. An answer is compared with a baseline $z$, the KL from policy to reference, estimated per batch and held
+# constant:
 #
 # $$L_{\mathrm{KTO}} = \begin{cases} 1 - \sigma(\beta\,(h(y) - z)) & \text{desirable} \\
 # 1 - \sigma(\beta\,(z - h(y))) & \text{undesirable} \end{cases}$$
@@ -764,8 +797,8 @@ assert torch.allclose(simpo, -F.logsigmoid(2.0 * (a_w - a_l) - 1.0), atol=1e-5)
 print(f"mean loss: ORPO {orpo.mean():.4f}, SimPO {simpo.mean():.4f}")
 
 # %% [markdown]
-# The figure should show that a loss need not be convex, and that the horizontal axis means less and less: these three
-# do not see the margin as such.
+# The next figure uses the same horizontal axis, although these three losses are no functions of the margin alone. Which
+# of the curves is not convex?
 
 
 # %%
@@ -787,11 +820,13 @@ show(
 )
 
 # %% [markdown]
-# KTO's pull fades on *both* sides: it gives up on answers that are hopeless, DPO never does. ORPO and SimPO change
-# slowly here because a margin is spread over all tokens.
+# KTO's loss is not convex: its pull approaches zero on *both* sides, so it hardly changes answers that are far on the
+# wrong side. DPO's pull is strongest there. ORPO and SimPO change slowly here, because they divide by the number of
+# tokens.
 #
-# With the sliders (if you run this yourself) you can see how $\beta$ and $\varepsilon$ change four of the losses over
-# the **gap** $h(y_w) - h(y_l)$, in nats, before $\beta$ multiplies it.
+# The next figure has sliders for $\beta$ and $\varepsilon$ (if you run this yourself) and shows four of the losses over
+# the **gap** $h(y_w) - h(y_l)$ in nats, before $\beta$ multiplies it. Which way does a higher $\beta$ change DPO's pull
+# at gap zero, and at a large gap?
 
 
 # %%
@@ -814,14 +849,14 @@ explore(
 )  # fmt: skip
 
 # %% [markdown]
-# The pull at gap zero is proportional to $\beta$: a high $\beta$ starts fast. But its pull is also used up after a
-# shorter way. Both halves of that story are in chapter 01.
+# DPO's pull at gap zero is $\beta/2$, so with a higher $\beta$ training starts faster. But at a higher $\beta$ the pull
+# also approaches zero at a smaller gap. Section 9 of notebook 01 shows both effects.
 #
 # ## 11. What the loss does not see: likelihood displacement
 #
-# The loss sees only a *difference*. It is content when the chosen answer becomes less likely, as long as the rejected
-# one falls further ([arXiv 2410.08847](https://arxiv.org/abs/2410.08847) calls this **likelihood displacement**). What
-# happened in our run?
+# The loss depends only on a *difference* of log-ratios. It falls even when the chosen answer becomes less likely, as
+# long as the rejected one becomes less likely by more ([arXiv 2410.08847](https://arxiv.org/abs/2410.08847) calls this
+# **likelihood displacement**). What happened in our run?
 
 
 # %%
@@ -834,10 +869,11 @@ def widened(h_w, h_l):
 widened(h_w, h_l)
 
 # %% [markdown]
-# So it began. To see it plainly we train three fresh policies harder, at twice the learning rate, on the same pairs:
-# with **DPO**; with **RPO**, whose anchor holds the chosen answers; and with a loss that is met in tutorials,
-# $-\log \pi_\theta(y_w) + \log \pi_\theta(y_l)$, "raise the good, lower the bad", which has neither sigmoid nor
-# reference. It is called the **negative preference** loss here.
+# On average the chosen answers became less likely as well. To see the effect more clearly, we train three fresh
+# policies on the same pairs at twice the learning rate: one with **DPO**; one with **RPO**, whose anchor pulls the
+# chosen answers up; and one with a loss that is sometimes shown instead of DPO's, $-\log \pi_\theta(y_w) + \log
+# \pi_\theta(y_l)$. It raises the chosen answer and lowers the rejected one, and has neither a sigmoid nor a reference.
+# We call it the **negative preference** loss. **Predict:** in which of the three runs do the chosen answers lose most?
 
 
 # %%
@@ -857,7 +893,7 @@ widened(pushed_w, pushed_l)
 assert pushed_w.mean() < 0 < (pushed_w - pushed_l).mean(), "margins up, and the chosen answers down"
 
 # %% [markdown]
-# The figure should show the two curves falling apart: the gap opens because one falls faster.
+# The margins of this run grow. In the next figure, which of the two curves moves up, and which down?
 
 # %%
 show(
@@ -869,13 +905,13 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Each point is another batch, hence the raggedness. Both fall, the rejected answers further.
+# Both fall, and the rejected answers fall further. The curves are not smooth because each point is another batch.
 #
-# ### Where did the mass go?
+# ### Which answers became more likely?
 #
-# The probabilities of all answers to a prompt add up to one, so what these answers lost is somewhere. The first token
-# decides which form an answer takes, and there we can see the whole distribution, exactly. The figure should show a
-# few bars shrinking, and who took their share. (`SEVERITY` opens the required format.)
+# The probabilities of all answers to a prompt add up to one, so other answers must have gained what these lost. The
+# first token decides which form an answer takes, and for one token we can compute the whole distribution. In the next
+# figure, which bars shrink, and which grow? (`SEVERITY` begins the required format.)
 
 # %%
 heads = [prompt_ids(tokenizer, pair.prompt) for pair in pairs]
@@ -900,9 +936,9 @@ show(
 )
 
 # %% [markdown]
-# The forms that open with `SEV` or `Well` lose most of their share, and in the stored run it goes to answers that open
-# with a digit. Those are log lines, beginning with the time. Let us see by form which chosen answers rose and which
-# fell:
+# In the stored run the forms that begin with `SEV` or `Well` lose most of their probability, and answers that begin
+# with a digit gain. Those are log lines, which begin with the time. The next cell shows for each form how often it was
+# chosen and rejected, and how its chosen answers changed:
 
 # %%
 opening = {side: [words([encode(pair)[i][0]])[0] for pair in pairs] for i, side in ((1, "chosen"), (2, "rejected"))}
@@ -912,10 +948,11 @@ for form in sorted(set(opening["chosen"]), key=opening["chosen"].count, reverse=
     print(f"mean log-ratio where chosen {pushed_w[rows].mean():+6.2f} nats")
 
 # %% [markdown]
-# That explains a good part. An answer in a form that is usually rejected is sometimes chosen, when the other one was
-# worse still. The model learns the rule "not this form", and such chosen answers fall with it. Nothing is wrong with
-# that. But the mass went away from the worst forms rather than to the best one: answers in the required format fell a
-# little as well, although they are mostly chosen, and nobody had asked for log lines like this one:
+# This explains a good part of the fall. An answer in a form that is usually rejected is sometimes chosen, namely when
+# the other answer was worse. The model learns to avoid the form, and such chosen answers become less likely with it.
+# That is what the labels ask for. But the probability did not go to the best form: in the stored run the chosen answers
+# in the required format became a little less likely as well, although this form is mostly chosen. Log lines like this
+# one became more likely instead:
 
 # %%
 print(next(pair.chosen.text for pair, form in zip(pairs, opening["chosen"], strict=True) if form in "012"))
@@ -923,8 +960,8 @@ print(next(pair.chosen.text for pair, form in zip(pairs, opening["chosen"], stri
 # %% [markdown]
 # ### Is it harm?
 #
-# In this world we can ask the rubric. All policies answer prompts that none of them was trained on, with the same
-# randomness.
+# In this world the rubric can tell. All policies answer prompts that none of them was trained on, with the same random
+# seed. **Predict** the order of the five models before you read the scores.
 
 
 # %%
@@ -955,37 +992,38 @@ for name, texts in samples.items():
     print(f"{name}:\n   {texts[0][:150]!r}")
 
 # %% [markdown]
-# The chosen answers of both DPO runs fell, and by the rubric both write *better* answers than the base, the intervals
-# say. So displacement is not in itself a failure. RPO's chosen answers fell less; whether its answers are better than
-# DPO's these few prompts cannot tell. The negative preference has ruined its model.
+# The chosen answers of both DPO runs became less likely, and by the rubric both runs write *better* answers than the
+# base: their intervals lie above zero. So displacement is not in itself a failure. RPO's chosen answers lost less than
+# those of DPO at the same learning rate. Its interval overlaps with DPO's, so these prompts do not show which of the
+# two writes better answers. The negative preference loss has made its model worse than the base.
 #
-# And yet, read the samples. The broken phrase of section 8 is there, in runs that score well: the rubric looks at
-# severity, facts, action and form, and not at whether a sentence is one. Neither does the loss. The mass that the
-# second word lost went to a word that makes no sense there, because no pair said where it should go. A score that
-# rises is no reason not to read.
+# Now read the samples. In the stored run the broken phrase of section 8 is there, in runs that score well. The rubric
+# scores severity, facts, action, form and length. It does not check whether a sentence is grammatical, and neither does
+# the loss. So read samples even when the score rises.
 #
-# ### A loss without a floor
+# ### A loss without a lower bound
 #
-# The figure should show one loss that has a floor and one that has none.
+# DPO's loss cannot fall below zero. In the next figure, what does the negative preference loss do?
 
 # %%
 show(
     lines(
         steps, {name: [row["loss"] for row in log] for name, log in (("DPO", pushed_log), ("negative", negative_log))},
-        title="A loss without a floor", x_title="step", y_title="loss",
+        title="A loss without a lower bound", x_title="step", y_title="loss",
     ),
     "DPO's loss stays near zero; the negative-preference loss swings ever wider and falls far below zero.",
 )  # fmt: skip
 
 # %% [markdown]
-# DPO's curve looks flat at this scale. The other swings from batch to batch, because nothing limits what one pair may
-# contribute, and falls far below zero. It pays more to make a bad answer still less possible than to keep a good one
-# possible, so everything sinks, and nothing stops it but the number of steps. In DPO the sigmoid stops it: a well
-# ordered pair has a weight near zero, and what is not pulled is not torn.
+# DPO's curve looks flat at this scale. The negative preference loss changes strongly from batch to batch, because
+# nothing limits what one pair can contribute, and it falls far below zero. It can always fall further by making the
+# rejected answer less likely, so both answers become less likely, and only the number of steps ends this. In DPO the
+# sigmoid limits it: a pair with a large margin has a weight near zero, so it hardly changes the model any more.
 #
-# ## 12. What tutorials get wrong
+# ## 12. What is often written
 #
-# Each of these is common, and each costs one line to check. The wrong version is on the left.
+# Each of these statements is often met, and each can be checked in a few lines. Where a cell prints two numbers, the
+# first belongs to the statement or to the mistake, the second is right.
 
 
 # %%
@@ -996,8 +1034,8 @@ def versus(wrong, right):
 
 
 # %% [markdown]
-# **"A low $\beta$ is conservative."** The other way round: the gap at the optimum is $\mathrm{logit}(p)/\beta$, with
-# $p$ the probability that the first of two answers wins. Found by minimising the loss, without the formula:
+# **"A low $\beta$ is conservative."** It is the other way round: the gap at the optimum is $\mathrm{logit}(p)/\beta$,
+# with $p$ the probability that the first of two answers wins. Found by minimising the loss, without the formula:
 
 # %%
 wins = torch.tensor([[0.0, 0.8], [0.2, 0.0]]).double()
@@ -1007,8 +1045,8 @@ for beta in (0.1, 0.5):
     print(f"beta {beta}: gap {found[0] - found[1]:.3f}")
 
 # %% [markdown]
-# **"$L = \log \sigma(m)$."** The sign is missing. Minimising that lowers the margin: one small step on it, and one on
-# the right loss.
+# **"$L = \log \sigma(m)$."** The minus sign is missing. Minimising this lowers the margin. The cell prints the change
+# of the margin after one small step on this loss, and after one on the right loss.
 
 # %%
 leaf = torch.zeros(1, requires_grad=True)
@@ -1016,8 +1054,8 @@ slopes = [torch.autograd.grad(sign * F.logsigmoid(leaf).sum(), leaf)[0].item() f
 versus(*(-0.1 * slope for slope in slopes))
 
 # %% [markdown]
-# **"$\pi^* \propto \pi_{\mathrm{ref}} \exp(r)$."** The reward is divided by $\beta$. Probability of the best of three
-# answers with rewards 0, 1, 2 under a uniform reference, $\beta = 0.5$:
+# **"$\pi^* \propto \pi_{\mathrm{ref}} \exp(r)$."** The reward must be divided by $\beta$. The cell prints the
+# probability of the best of three answers with rewards 0, 1, 2 under a uniform reference, $\beta = 0.5$:
 
 # %%
 uniform, rewards = torch.full((3,), 1 / 3), torch.tensor([0.0, 1.0, 2.0])
@@ -1025,16 +1063,17 @@ without = uniform * rewards.exp()
 versus((without / without.sum())[2].item(), exact.optimal_policy(uniform, rewards, 0.5)[2].item())
 
 # %% [markdown]
-# **`log_softmax(...).sum(-1)` under a mask.** That adds up the log-probs of *all* tokens of the vocabulary. It is a
-# number of the same shape, and training on it runs without a complaint.
+# **`log_softmax(...).sum(-1)` under a mask.** This adds up the log-probs of *all* tokens of the vocabulary, not that of
+# the token that follows. The result has the right shape, so no error is raised.
 
 # %%
 everything = (logits[:, :-1].log_softmax(-1).sum(-1) * batch.completion_mask[:, 1:]).sum(dim=1)
 versus(everything[0].item(), logps[0].item())
 
 # %% [markdown]
-# **Averages instead of sums.** The margin with log-ratios per token, and how often it disagrees about which answer is
-# ahead:
+# **Averages as if they were sums.** Length-normalised DPO, SimPO and ORPO in section 10 use averages per token on
+# purpose, with a $\beta$ chosen for them. The mistake is to compute averages and call the result DPO's loss, with DPO's
+# $\beta$. The cell prints the mean margin with averages and with sums, and how often the two order a pair differently:
 
 # %%
 per_token = BETA * (h_w / n_w - h_l / n_l)
@@ -1042,8 +1081,8 @@ versus(per_token.mean().item(), m.mean().item())
 print(f"other order in {((per_token > 0) != (m > 0)).sum()} of {len(m)} pairs")
 
 # %% [markdown]
-# **Scoring the answer without its prompt.** $\log \pi(y \mid x)$ needs $x$ in the context. Without it the model cannot
-# know the facts it is supposed to repeat:
+# **Scoring the answer without its prompt.** $\log \pi(y \mid x)$ needs $x$ in the context. Without the prompt the model
+# does not have the facts that the answer repeats, so the mean log-prob of the answers is much lower:
 
 # %%
 marker = heads[0][-1:]  # "the assistant speaks", and nothing before
@@ -1054,8 +1093,9 @@ with torch.no_grad(), policy.disable_adapter():
 versus(blind.mean().item(), reference[0][0].mean().item())
 
 # %% [markdown]
-# **A mask that includes the prompt.** The treacherous one: the prompt's terms are the same in both rows and cancel in
-# the margin, so loss and gradient are *right*. Rewards and log-probs are wrong, here the reward of a chosen answer.
+# **A mask that includes the prompt.** This mistake is hard to notice. The terms of the prompt are the same in both rows
+# and cancel in the margin, so loss and gradient are *right*. Log-probs and rewards are wrong; the cell prints the
+# reward of one chosen answer.
 
 
 # %%
@@ -1082,8 +1122,8 @@ print(f"loss {wrong_loss:.6f} and {right_loss:.6f}")
 versus(wrong_reward, right_reward)
 
 # %% [markdown]
-# **"KTO needs no reference."** It needs no *pairs*. With another reference its loss is another. ORPO and SimPO are the
-# ones that have none: their functions do not even take it.
+# **"KTO needs no reference."** KTO needs no *pairs*, but with another reference it gives another loss. ORPO and SimPO
+# have no reference; their functions have no argument for it.
 
 # %%
 elsewhere = kto_loss(real[0], real[2] - 5, torch.ones(len(h_w)), kl=kl, beta=BETA)[0]
@@ -1092,8 +1132,8 @@ for loss in (orpo_loss, simpo_loss):
     assert not any("ref" in name for name in inspect.signature(loss).parameters)
 
 # %% [markdown]
-# **"IPO keeps the identity of the model."** The identity in *identity preference optimisation* is a function,
-# $\Psi(p) = p$ instead of DPO's logit. If IPO kept the model as it is, its minimum would be at gap zero:
+# **"IPO keeps the identity of the model."** The identity in *identity preference optimisation* is the function
+# $\Psi(p) = p$, in the place of DPO's logit. If IPO kept the model as it is, its minimum would be at gap zero:
 
 # %%
 zero = torch.zeros(1)
@@ -1101,14 +1141,14 @@ wanted = descent.minimise(lambda gap: ipo_loss(gap, zero, zero, zero, beta=BETA)
 versus(0.0, wanted.item())
 
 # %% [markdown]
-# **"The chosen log-prob rises during DPO."** In our run, as in many, it fell:
+# **"The chosen log-prob rises during DPO."** It can fall. In the run of section 11 it fell on average:
 
 # %%
 print(f"mean log-ratio of the chosen answers {pushed_w.mean():+.2f} nats, of the rejected {pushed_l.mean():+.2f}")
 
 # %% [markdown]
-# **"DPO is stable."** Its loss fell in both of our runs, its margins grew, even the score rose. In how many of the
-# sampled answers is the stock phrase broken that section 8 found?
+# **"DPO is stable."** In both DPO runs the loss fell, the margins grew and the score rose, and yet something broke. In
+# how many of the sampled answers is the stock phrase broken that section 8 found?
 
 # %%
 for name, texts in {"base": base_texts, **samples}.items():
@@ -1116,8 +1156,8 @@ for name, texts in {"base": base_texts, **samples}.items():
     print(f"{name:13s} {broken:2d} of {len(texts)}")
 
 # %% [markdown]
-# **"The log-ratios in the training log are the KL."** The KL is an expectation over the *policy's own* answers, never
-# negative. The log-ratio on the chosen answers of the data:
+# **"The log-ratios in the training log are the KL."** The KL is an expectation over the *policy's own* answers and is
+# never negative. The cell prints the mean log-ratio on the chosen answers of the data, and the KL:
 
 # %%
 how = Sampling(temperature=1.0, seed=1, max_new_tokens=80, batch_size=64)
@@ -1125,14 +1165,15 @@ estimate = on_policy_kl(arms, "default", "ref", unseen[:64], how)
 versus(h_w.mean().item(), estimate.sequence)
 
 # %% [markdown]
-# **"DPO needs two models in memory."** Two *logical* models. With a LoRA adapter the weights in memory are these, in
-# millions:
+# **"DPO needs two models in memory."** DPO needs two *logical* models. The cell prints the millions of weights in
+# memory for two copies of the model, and for one with a LoRA adapter:
 
 # %%
 versus(2 * size / 1e6, (size + trainable) / 1e6)
 
 # %% [markdown]
-# **"Raise the good, lower the bad" as a loss.** Unbounded below, as section 11 shows. Its last batch, and DPO's:
+# **"Raise the log-prob of the good answer and lower that of the bad one" as a loss.** It has no lower bound, as section
+# 11 shows. The cell prints the loss of the last batch, and DPO's:
 
 # %%
 versus(negative_log[-1]["loss"], pushed_log[-1]["loss"])
@@ -1140,19 +1181,21 @@ versus(negative_log[-1]["loss"], pushed_log[-1]["loss"])
 # %% [markdown]
 # ## What we saw
 #
-# - A mask decides which tokens count. Look at it once; the loss does not notice when it is wrong.
-# - Log-probs are gathered, shifted by one, and summed. A run starts at $\ln 2$, or its reference is wrong.
-# - The gradient is a direction times a weight, and the weight is large for pairs in the wrong order.
-# - A loop of a dozen lines is DPO: it follows TRL step by step.
+# - The mask decides which tokens count. Look at it, because the loss can be right although the mask is wrong.
+# - Log-probs are gathered, shifted by one position, and summed. A run that starts from its reference starts at $\ln 2$.
+# - The gradient is a direction times a weight. The weight is above one half exactly for the pairs in the wrong order.
+#   The norm of the whole gradient depends on the direction as well, and differs widely between pairs of the same order.
+# - A training loop of a dozen lines gives the losses of TRL step by step.
 # - The reference can be a second model, the adapter switched off, a copy of the adapter, or a list of numbers. Which of
 #   them is right depends on where training starts.
-# - The relatives differ in where their pull ends, and in what they see besides the margin.
-# - A growing margin does not mean that good answers became likelier. Ask where the mass went, and measure answers.
+# - The related losses differ in the margin at which their pull ends, and in what they depend on besides the margin.
+# - A growing margin does not mean that the chosen answers became more likely. Look at which answers gained probability,
+#   score sampled answers, and read some.
 #
 # ## Exercises
 #
-# Each is a specification, a stub and a check. The check tells what is wrong. Solutions are in
-# `solutions/02_loss_and_gradient.ipynb`; try first.
+# Each exercise has a specification, a stub and a check. The check says what is wrong. Try first; the solutions are in
+# `solutions/02_loss_and_gradient.ipynb`.
 #
 # **1.** Write the completion mask. Row $i$ has `prompt_lengths[i]` prompt tokens and `lengths[i]` tokens in all, EOS
 # included; after that comes padding up to `width`. About two lines.
@@ -1204,5 +1247,6 @@ def my_simpo_loss(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths
 exercises.check_simpo_loss(my_simpo_loss)
 
 # %% [markdown]
-# **Next:** all of this started from a base model that answers carelessly and in any form. `03_sft_reference` gives DPO
-# a better place to start, and the reference it deserves.
+# **Next:** this notebook started from a base model that answers carelessly and in many forms.
+# [03 · The model DPO starts from](03_sft_reference.ipynb) trains the SFT model, from which DPO starts, and shows why
+# that model is the reference.

@@ -88,10 +88,11 @@ show(
 )
 
 # %% [markdown]
-# The loss falls mainly in the first steps, and then differs from batch to batch. The base has read the company's archive before, so most of what is left to
-# learn is the form of an answer. The loss does not go to zero, and it should not: different people write different
-# answers to the same report, and the best prediction gives each of them its share of the probability. If the model's
-# probabilities agree with these shares, its loss on new data equals its entropy on average. So compare the two lines.
+# The loss falls mainly in the first steps, and then differs from batch to batch. The base has read the company's
+# archive before, so most of what is left to learn is the form of an answer. The loss does not go to zero, and it
+# should not: different people write different answers to the same report, and the best prediction gives each of them
+# its share of the probability. If the model's probabilities agree with these shares, its loss on new data equals its
+# entropy on average. So compare the two lines.
 #
 # ## 2. What was demonstrated
 #
