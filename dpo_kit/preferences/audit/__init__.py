@@ -137,7 +137,7 @@ def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
     yield flag_rows("duplicates", pairs, {row: f"repeats row {first}" for row, first in again.items()})
     opposite, drops = labels.contradictions(keys)
     # Two answers labelled both ways have every word in common, and "opposite labels" says more of them.
-    near = duplicates.near_duplicates(pairs, skip=again.keys() | opposite.keys())
+    near = duplicates.near_duplicates(pairs, keys, skip=again.keys() | opposite.keys())
     yield flag_rows("near-duplicates", pairs, {row: f"nearly repeats row {first}" for row, first in near.items()})
     yield flag_rows("opposite labels", pairs, opposite, drops)
     yield flag_rows("preference cycles", pairs, labels.cycles(keys, list(opposite)))

@@ -36,13 +36,15 @@ ROW_CHECKS: dict[str, tuple[Severity, str]] = {
                                    "the gradient is 0"),
     "duplicates": ("warning", "keep the first of each: a repeated row counts several times, and on both sides of a "
                    "split it leaks"),
-    "near-duplicates": ("warning", "keep the first of each: its numbers and most three-word sequences come again"),
+    "near-duplicates": ("warning", "keep one of each: its numbers and most three-word sequences come again; rows that "
+                        "are meant to be so alike stay with --keep near-duplicates"),
     "opposite labels": ("blocking", "keep the side with more votes, and drop both where votes are equal: the gradients "
                         "cancel"),
     "preference cycles": ("warning", "judge these prompts again, or drop them: no reward puts a circle in order"),
     "exact evaluation prompts": ("blocking", "drop them, and split by prompt rather than by pair: else the evaluation "
                                  "measures memory"),
-    "near evaluation prompts": ("warning", "drop them: else the evaluation partly measures memory"),
+    "near evaluation prompts": ("warning", "drop them: else the evaluation partly measures memory; prompts that are meant "
+                                "to be so alike stay with --keep 'near evaluation prompts'"),
     "secrets": ("blocking", "drop them, and revoke the keys: a model can recite what it was trained on"),
     "personal data": ("warning", "decide by kind whether to mask, to drop or to keep: they are kept here, because some "
                       "numbers, such as a help line's, belong in an answer"),
