@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from dpo_kit.files import json_object, write_atomically
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import FINGERPRINT
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
-from dpo_kit.models.tokens import pad_completions, prompt_ids
+from dpo_kit.models.tokens import Scoring, encode
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair
 from dpo_kit.training.metrics_log import read_log
@@ -90,7 +89,8 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     ended = json.loads((trained / "end.json").read_text(encoding="utf-8"))
     rows = list(pairs[: len(ended["chosen"])])
     arms = load_arms(profile, {"policy": trained / "adapter", "reference": sft_adapter})
-    policy, reference = (answer_logps(arms, arm, rows) for arm in ("policy", "reference"))  # (2B,) each
+    scoring = Scoring.of(profile.model)
+    policy, reference = (answer_logps(arms, arm, rows, scoring) for arm in ("policy", "reference"))  # (2B,) each
     found = profile.dpo.beta * (policy - reference)
     expected = torch.tensor([*ended["chosen"], *ended["rejected"]], dtype=torch.float64)
     nats = IN_FP32 if profile.model.compute_dtype == "float32" else OTHER_MACHINE
@@ -104,32 +104,28 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     return proof
 
 
-def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair]) -> Tensor:
+def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair], scoring: Scoring | None = None) -> Tensor:
     """log pi(y | x) of the answers, EOS included, under an arm: float64 `(2B,)` on the CPU, chosen ones first.
 
-    It is the sum of log-softmax over the answer's tokens, one sequence at a time, and shares no code with training.
+    It is the sum of log-softmax over the scored tokens, one sequence at a time; only the mask is training's own.
     """
-    answers = [(pair, pair.chosen.text) for pair in pairs] + [(pair, pair.rejected.text) for pair in pairs]
     found = []
-    for head, tail in (_ids(arms.tokenizer, pair, text) for pair, text in answers):
-        inputs, _ = pad_completions(arms.tokenizer, [head], [tail])
+    for ids, mask in _sides(arms.tokenizer, pairs, scoring):
+        first = mask.index(1) if 1 in mask else len(mask)
         with arms.use(arm) as model, torch.no_grad():
-            inputs = {name: t.to(model.device) for name, t in inputs.items()}
-            logits = model(**inputs, logits_to_keep=len(tail) + 1).logits[0, :-1]  # each predicts the next token
-        logps = logits.float().log_softmax(dim=-1)  # (tail, V)
-        found.append(logps.gather(1, torch.tensor(tail, device=logps.device)[:, None]).double().sum().cpu())
+            inputs = torch.tensor([ids], device=model.device)
+            # only the logits from before the first scored token on: each predicts the next token
+            logits = model(input_ids=inputs, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
+        logps = logits[first - len(ids) :].float().log_softmax(dim=-1)  # (tail, V)
+        tail, scored = (torch.tensor(values[first:], device=logps.device) for values in (ids, mask))
+        found.append((scored * logps.gather(1, tail[:, None])[:, 0]).double().sum().cpu())
     return torch.stack(found)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) -> tuple[list[int], list[int]]:
-    """The token ids of prompt and answer, as the chat template writes them."""
-    head = prompt_ids(tokenizer, pair.prompt)
-    chat = [*pair.prompt.chat(), {"role": "assistant", "content": text}]
-    encoded: Any = tokenizer.apply_chat_template(chat, return_dict=True)
-    whole = encoded["input_ids"]
-    if whole[: len(head)] != head:
-        raise DpoKitError(f"pair {pair.prompt.id}: the chat template changes the prompt once an answer follows")
-    return head, whole[len(head) :]
+def _sides(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], scoring: Scoring | None) -> list[tuple]:
+    """Ids and mask of all chosen sides, then of all rejected ones."""
+    sides = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    return [encode(tokenizer, pair.prompt, answer, scoring) for pair, answer in sides]
 
 
 # ---- merging ----------------------------------------------------------------------------------------------------
@@ -141,14 +137,14 @@ def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePai
     Their log-probs are compared with the adapter's on `pairs`. An unquantised profile has one base, so one merge.
     """
     arms = load_arms(profile, {"dpo": adapter})
-    expected = answer_logps(arms, "dpo", pairs)  # (2B,)
-    sides = [(pair, side.text) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    tokens = sum(len(_ids(arms.tokenizer, *side)[1]) for side in sides) / len(sides)
+    scoring = Scoring.of(profile.model)
+    expected = answer_logps(arms, "dpo", pairs, scoring)  # (2B,)
+    tokens = sum(sum(mask) for _, mask in _sides(arms.tokenizer, pairs, scoring)) / len(expected)
     del arms  # its memory is needed for the next base
     plain = profile.model_copy(update={"model": profile.model.model_copy(update={"quantize": "none"})})
     rows = []
     for base in ("unquantised", "dequantised") if profile.model.quantize == "nf4" else ("unquantised",):
-        model, tokenizer = load_base(plain if base == "unquantised" else profile)
+        model, tokenizer = load_base(plain if base == "unquantised" else profile, adapter)
         if base == "dequantised":
             with warnings.catch_warnings():  # transformers warns that these are not the original weights
                 warnings.simplefilter("ignore")
@@ -157,7 +153,7 @@ def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePai
         model.config.use_cache = True
         model.save_pretrained(folder / base)
         tokenizer.save_pretrained(folder / base)
-        differences = (answer_logps(Arms(model, tokenizer), "base", pairs) - expected).abs()
+        differences = (answer_logps(Arms(model, tokenizer), "base", pairs, scoring) - expected).abs()
         mean = differences.mean().item()
         rows.append(Merged(base, mean, differences.max().item(), mean / tokens))
     return rows

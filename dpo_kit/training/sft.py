@@ -8,7 +8,9 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig
 
+from dpo_kit.files import write_atomically
 from dpo_kit.models.loading import adapters_to_fp32, load_base, lora, save_adapter
+from dpo_kit.models.tokens import TEMPLATE, Scoring, encode
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.training.checkpoints import Checkpoints
@@ -36,28 +38,43 @@ def train_sft(
     not finite.
     """
     refuse_several_processes()
-    trainer = sft_trainer(profile, prompts, demonstrations, folder, seed)
+    scratch = scratch or folder / "checkpoints"
+    trainer = sft_trainer(profile, prompts, demonstrations, folder, seed, scratch)
+    template = trainer.processing_class.chat_template
+    write_atomically(scratch / TEMPLATE, template)  # a run that goes on tomorrow has today's date in its prompts
     rows = [_row(*row) for row in zip(prompts, demonstrations, strict=True)]
     made_for = run_identity(profile, trainer.model, seed, rows, "sft")
-    trainer.checkpoints = Checkpoints(scratch or folder / "checkpoints", made_for, log)
+    trainer.checkpoints = Checkpoints(scratch, made_for, log)
     trainer.metrics_log = attach(trainer, folder / LOG, "SFT", callbacks)
     check_rows(trainer)
     check_trainable(trainer.model)
     check_learning_rate(trainer.model, "sft", profile.sft)
     check_gradients(trainer)
     trainer.run(stop)
-    save_adapter(trainer.model, folder / "adapter")
+    save_adapter(trainer.model, folder / "adapter", template=template)
 
 
 def sft_trainer(
-    profile: Profile, prompts: Sequence[Prompt], demonstrations: Sequence[Response], folder: Path, seed: int
+    profile: Profile,
+    prompts: Sequence[Prompt],
+    demonstrations: Sequence[Response],
+    folder: Path,
+    seed: int,
+    template: Path | None = None,
 ) -> GuardedSFTTrainer:
-    """TRL's trainer on the quantised base with a fresh adapter, which is held in fp32."""
-    model, tokenizer = load_base(profile)
+    """TRL's trainer on the quantised base with a fresh adapter, which is held in fp32.
+
+    The chat template of the folder `template` is used where there is one.
+    """
+    model, tokenizer = load_base(profile, template)
+    scoring = Scoring.of(profile.model)
+    encoded = (encode(tokenizer, *row, scoring) for row in zip(prompts, demonstrations, strict=True))
     trainer = GuardedSFTTrainer(
         model,
-        args=SFTConfig(**common_arguments(profile, profile.sft, folder, seed)),
-        train_dataset=Dataset.from_list([_row(*row) for row in zip(prompts, demonstrations, strict=True)]),
+        args=SFTConfig(
+            **common_arguments(profile, profile.sft, folder, seed), completion_only_loss=True, router_aux_loss_coef=0.0
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": ids, "completion_mask": mask} for ids, mask in encoded]),
         processing_class=tokenizer,
         peft_config=lora(profile),
     )
@@ -67,4 +84,4 @@ def sft_trainer(
 
 
 def _row(prompt: Prompt, demonstration: Response) -> dict[str, list[dict[str, str]]]:
-    return {"prompt": prompt.chat(), "completion": [{"role": "assistant", "content": demonstration.text}]}
+    return {"prompt": prompt.chat(), "completion": demonstration.chat()}

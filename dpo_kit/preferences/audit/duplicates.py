@@ -112,7 +112,7 @@ def shared_prompts(pairs: Sequence[PreferencePair], holdout: Sequence[Prompt]) -
 
 
 class Shingles:
-    """The sequences of three words of each text, as numbers, and which of them so many texts share that they say little."""
+    """The sequences of three words of each text, as numbers, and which of them many texts share."""
 
     def __init__(self, texts: dict[int, Parts]):
         self.texts, self._ids = texts, _WordIds()
@@ -193,14 +193,12 @@ def _alike(a: dict[str, None], b: dict[str, None], is_own: Callable[[list[str]],
     """Whether two texts, given as their sentences, share half of their words and differ only in a few of them."""
     if a.keys() == b.keys():
         return True
-    if jaccard(set(" ".join(a).split()), set(" ".join(b).split())) < PART:
-        return False
     differing = [s.split() for s in a if s not in b], [s.split() for s in b if s not in a]
     x, y = ([word for words in side for word in words] for side in differing)
     if jaccard(set(x), set(y)) < PART:
         return False
     aligned = SequenceMatcher(None, x, y, autojunk=False)
-    if aligned.ratio() < NEAR:
+    if aligned.ratio() < NEAR or jaccard(set(" ".join(a).split()), set(" ".join(b).split())) < PART:
         return False
     own_x, own_y = ([own for words in side for own in is_own(words)] for side in differing)
     if 2 * sum(own_x) > len(x) or 2 * sum(own_y) > len(y):
