@@ -14,7 +14,6 @@ from dpo_kit.evaluation.results import Report
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
 from dpo_kit.records import Prompt
-from dpo_kit.triage.incidents import Incident
 
 if TYPE_CHECKING:
     from dpo_kit.models.generation import Sampling
@@ -62,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> Report:
     samplings = _samplings(profile, arguments.seed, arguments.samples)
     store = AnswerStore(arguments.out / "answers.jsonl")
     answers = answer_all(arms, prompts, samplings, store, again=primary[1], again_prompts=arguments.controls)
-    score = rubric.score if _in_the_world(prompts) else None
+    score = rubric.score if rubric.applies_to(prompts) else None
     report = evaluate_answers(
         prompts, answers.responses, score, judge, temperature=samplings[0].temperature, resample=answers.resample,
         arms=names, primary=primary, rate=rate, trained_on=trained_on, reasons=answers.reasons(),
@@ -99,28 +98,21 @@ def _samplings(profile: Profile, seed: int, samples: int) -> "list[Sampling]":
     return [Sampling(settings.temperature, seed + i, **limits) for i in range(samples)]
 
 
-def _in_the_world(prompts: Sequence[Prompt]) -> bool:
-    """Whether every prompt has the facts of an incident, so that the rubric can score its answers."""
-    try:
-        return all(Incident.from_facts(prompt.facts) for prompt in prompts)
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
 def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Prompt]) -> tuple:
     """The judge, asked in both orders; the function that rates single answers; and the settings of both."""
-    from dpo_kit.pipeline import rubric_judge
-    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score, make_judge
+    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score
+    from dpo_kit.triage import rubric
+    from dpo_kit.triage.judges import judge_in_world, rubric_judge
 
     kind = arguments.judge or profile.judge.kind
     if kind == "none":
         return None, None, profile.judge
-    if kind in ("rubric", "simulated") and not _in_the_world(prompts):
+    if kind in ("rubric", "simulated") and not rubric.applies_to(prompts):
         raise DpoKitError(f"--judge {kind} needs the facts of incidents; choose openai, anthropic, reward or none")
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
     given = {"kind": kind, "both_orders": True, **{key: value for key, value in asked.items() if value is not None}}
     settings = JudgeSettings(**{**profile.judge.model_dump(), **given})
-    judge = make_judge(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
+    judge = judge_in_world(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
     if arguments.rate and kind not in ("openai", "anthropic"):
         raise DpoKitError(f"--rate needs a language model; --judge {kind} gives no scores from 1 to 5")
     rate = llm_score(JudgeClient(settings, arguments.out / "judge")) if arguments.rate else None
