@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help="which profile (default: DPO_KIT_PROFILE, else tiny)")
     parser.add_argument("--model", help="the base: a local folder or a Hub id (default: the profile's)")
     parser.add_argument("--pairs", help="your pairs: a file, or the folder or Hub id of a data set")
+    parser.add_argument("--chat-template", metavar="FILE|chatml|none", help="in place of the tokenizer's own template")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
                         help="any setting of the profile, such as dpo.beta=0.05")  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="where results go (default: runs/PROFILE)")
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def profile_of(arguments: argparse.Namespace) -> Profile:
     """The profile with what the command line sets in it. Raises DpoKitError for an unknown key or a bad value."""
     overrides = parse_overrides(arguments.set)
-    for table, key, value in (("model", "path", arguments.model), ("data", "pairs", arguments.pairs)):
+    given = ("model", "path", arguments.model), ("model", "chat_template", arguments.chat_template), (
+        "data", "pairs", arguments.pairs)  # fmt: skip
+    for table, key, value in given:
         if value is not None:
             overrides.setdefault(table, {}).setdefault(key, value)
     return load_profile(arguments.profile, **overrides)

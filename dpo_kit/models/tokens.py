@@ -202,7 +202,7 @@ def encode(
         if (k and start < len(before)) or ids[: len(after)] != after:
             raise DpoKitError(
                 f"prompt {prompt.id}: the chat template writes turn {k + 1} of an answer in another way once "
-                "others follow, so it cannot be scored as it was said; set model.scored_turns = 'last', or split the answer"
+                "others follow, so it cannot be scored as it was said; set model.scored_turns = 'last', or split it"
             )
         mask[start : len(after)] = [1] * (len(after) - start)
     if thinks_alone(text[common_prefix(text, opened) :], answer) and scoring.thinking is None:

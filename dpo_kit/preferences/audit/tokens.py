@@ -21,14 +21,11 @@ from dpo_kit.models.tokens import (
     common_prefix,
     control_tokens,
     encode,
-    load_tokenizer,
     must_stop,
     stop_ids,
     thinks_alone,
 )
 from dpo_kit.records import Message, PreferencePair
-
-__all__ = ["TokenFacts", "load_tokenizer", "shown", "token_facts"]
 
 BATCH = 250
 Ids = Sequence[int]
