@@ -45,7 +45,8 @@ def evaluate(arguments: argparse.Namespace) -> Report:
     """Answer, judge, control, compare and write the report; returns it. Raises DpoKitError."""
     from dpo_kit.evaluation.arms import Base, answer_all, parse_arm
     from dpo_kit.evaluation.harness import evaluate_answers
-    from dpo_kit.models.answers import AnswerStore
+    from dpo_kit.models.generation import Answer
+    from dpo_kit.models.store import Store
     from dpo_kit.preferences.importers import read_prompts
     from dpo_kit.triage import rubric
     from dpo_kit.views.report import write_report
@@ -59,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> Report:
     judge, rate, settings = _judge(arguments, profile, prompts)
     trained_on = read_pairs(arguments.pairs) if arguments.pairs else ()
     samplings = _samplings(profile, arguments.seed, arguments.samples)
-    store = AnswerStore(arguments.out / "answers.jsonl")
+    store = Store(arguments.out / "answers.sqlite", Answer)
     answers = answer_all(arms, prompts, samplings, store, again=primary[1], again_prompts=arguments.controls)
     score = rubric.score if rubric.applies_to(prompts) else None
     report = evaluate_answers(
@@ -112,8 +113,8 @@ def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Pr
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
     given = {"kind": kind, "both_orders": True, **{key: value for key, value in asked.items() if value is not None}}
     settings = JudgeSettings(**{**profile.judge.model_dump(), **given})
-    judge = judge_in_world(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
+    judge = judge_in_world(settings, rubric_judge(), arguments.out / "judge.sqlite", arguments.seed)
     if arguments.rate and kind not in ("openai", "anthropic"):
         raise DpoKitError(f"--rate needs a language model; --judge {kind} gives no scores from 1 to 5")
-    rate = llm_score(JudgeClient(settings, arguments.out / "judge")) if arguments.rate else None
+    rate = llm_score(JudgeClient(settings, arguments.out / "judge.sqlite")) if arguments.rate else None
     return judge, rate, settings

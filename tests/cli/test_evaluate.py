@@ -88,7 +88,10 @@ def test_other_prompts_need_no_facts_and_get_no_rubric(tmp_path):
         (["--judge", "rubric"], "--judge rubric needs the facts of incidents"),
         (["--judge", "none", "--samples", "0"], "one answer a prompt is the least"),
         (["--judge", "none", "--primary", "a", "c"], "arm 'c' is not there"),
-        (["--judge", "openai", "--judge-model", "m", "--judge-url", "ftp://nowhere"], "judge.base_url is not a plain"),
+        (
+            ["--judge", "openai", "--judge-model", "m", "--judge-url", "ftp://nowhere"],
+            "judge: the server's URL is not a plain",
+        ),
     ],
 )
 def test_what_the_reader_can_put_right_is_one_line(tmp_path, capsys, more, message):

@@ -18,7 +18,6 @@ from dpo_kit.views.tables import (
     controls_html,
     header,
     html_table,
-    markdown_table,
     metrics_html,
     notes,
     pairwise_sentence,
@@ -26,6 +25,7 @@ from dpo_kit.views.tables import (
     print_report,
     table_rows,
 )
+from dpo_kit.workbook.cells import markdown_table
 from tests.jupyterlab import browser_page
 
 REFUSAL = "refused: control padded failed"
