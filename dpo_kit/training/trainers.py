@@ -377,7 +377,9 @@ class GuardedDPOTrainer(GuardedTrainer, FastDPOTrainer):
     unit = "pairs_per_s"
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        """The rows come with their ids; as in TRL, those go whose prompt leaves no room for an answer."""
+        """Rows that come with their ids stay as they are; as in TRL, those go whose prompt leaves an answer no room."""
+        if "prompt_ids" not in dataset.column_names:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
