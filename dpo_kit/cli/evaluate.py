@@ -7,10 +7,9 @@ come, so the same command goes on where it stopped. What an endpoint did not ans
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.results import Report
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
 from dpo_kit.records import Prompt
@@ -41,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
-def evaluate(arguments: argparse.Namespace) -> Report:
-    """Answer, judge, control, compare and write the report; returns it. Raises DpoKitError."""
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answer, judge, control, compare and write the report. Raises DpoKitError.
+
+    Returns the report as data, with `html`, the path of its page."""
     from dpo_kit.evaluation.arms import Base, answer_all, parse_arm
     from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.models.generation import Answer
@@ -86,6 +87,7 @@ def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:
         raise DpoKitError(f"--primary: arm {absent[0]!r} is not there; the arms are {', '.join(names)}")
     if chosen:
         return chosen[0], chosen[1]
+    # the arms of the workbook, or else the last against the one before it
     return ("dpo", "sft") if {"dpo", "sft"} <= set(names) else (names[-1], names[-2])
 
 
@@ -96,12 +98,14 @@ def _samplings(profile: Profile, seed: int, samples: int) -> "list[Sampling]":
         raise DpoKitError(f"--samples {samples}: one answer a prompt is the least")
     settings = profile.evaluation
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    # other seeds give other samples of the same prompt
     return [Sampling(settings.temperature, seed + i, **limits) for i in range(samples)]
 
 
 def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Prompt]) -> tuple:
     """The judge, asked in both orders; the function that rates single answers; and the settings of both."""
-    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score
+    from dpo_kit.preferences.judges import both_orders
+    from dpo_kit.preferences.judges.llm import JudgeClient, llm_judge, llm_score
     from dpo_kit.triage import rubric
     from dpo_kit.triage.judges import judge_in_world, rubric_judge
 
@@ -111,10 +115,13 @@ def _judge(arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Pr
     if kind in ("rubric", "simulated") and not rubric.applies_to(prompts):
         raise DpoKitError(f"--judge {kind} needs the facts of incidents; choose openai, anthropic, reward or none")
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
+    # whatever the profile says: an order can decide a verdict
     given = {"kind": kind, "both_orders": True, **{key: value for key, value in asked.items() if value is not None}}
     settings = JudgeSettings(**{**profile.judge.model_dump(), **given})
-    judge = judge_in_world(settings, rubric_judge(), arguments.out / "judge.sqlite", arguments.seed)
-    if arguments.rate and kind not in ("openai", "anthropic"):
+    cache = arguments.out / "judge.sqlite"
+    if kind in ("openai", "anthropic"):
+        client = JudgeClient(settings, cache)  # one for both, because a client has a budget of its own
+        return both_orders(llm_judge(client)), llm_score(client) if arguments.rate else None, settings
+    if arguments.rate:
         raise DpoKitError(f"--rate needs a language model; --judge {kind} gives no scores from 1 to 5")
-    rate = llm_score(JudgeClient(settings, arguments.out / "judge.sqlite")) if arguments.rate else None
-    return judge, rate, settings
+    return judge_in_world(settings, rubric_judge(), cache, arguments.seed), None, settings

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.records import PreferencePair, Prompt, Verdict
@@ -35,6 +36,7 @@ def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Callable[[Prom
     name = getattr(score, "__name__", "score")
 
     def checking(prompt: Prompt, text: str) -> dict[str, float]:
+        # a metric with chance in it would give another table each time
         first, second = (_call(name, score, prompt, text) for _ in range(2))
         if first.keys() != second.keys():
             raise DpoKitError(f"metric {name} names different metrics when asked again, prompt {prompt.id}")
@@ -65,13 +67,12 @@ def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> 
 
 
 def _rating(score: float | None, reason: str) -> Rating:
-    usable = isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5
-    if usable:
+    if isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5:
         return Rating(float(score), reason)
     return Rating(None, reason if score is None else f"score {score!r} is not on the scale 1 to 5: {reason}")
 
 
-def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, object]:
+def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, Any]:
     try:
         given = score(prompt, text)
     except DpoKitError:
@@ -84,7 +85,7 @@ def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, ob
     return given if isinstance(given, Mapping) else {name: given}
 
 
-def _agreed(name: str, first: object, second: object, prompt: Prompt, low: float, high: float) -> float:
+def _agreed(name: str, first: Any, second: Any, prompt: Prompt, low: float, high: float) -> float:
     """`first` as a float where it is a usable number and `second` is the same."""
     for value in (first, second):
         try:
