@@ -106,7 +106,8 @@ def make(name: str, folder: Path) -> Path:
     elif name == "bigvocab":
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|stop|>"]})
-        tokenizer.chat_template = PLAIN.replace("<|{{ message['role'] }}|>", "<|turn|><|{{ message['role'] }}|>")
+        turned = PLAIN.replace("<|{{ message['role'] }}|>", "<|turn|><|{{ message['role'] }}|>")
+        tokenizer.chat_template = turned.replace("%}<|assistant|>", "%}<|turn|><|assistant|>")
         tokenizer.save_pretrained(folder)
     return folder
 

@@ -7,6 +7,7 @@ answers that are equal after the cut, text that the template leaves out, control
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -111,13 +112,12 @@ def _compare(
 ) -> None:
     """Note what the template left out of one row or put into it. The texts are those of prompt and both sides."""
     wholes = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    missing = [
-        f"{where}: {message.role} turn, {part[:60]!r}"
-        for where, messages in _messages(pair)
-        for message in messages
-        for part in (message.content, message.reasoning_content or "")
-        if part.strip() and part.strip() not in wholes[where]
-    ]
+    asked, missing = Counter(_parts(pair.prompt.messages)), []
+    for where, messages in _messages(pair):
+        parts = Counter(_parts(messages)) + (Counter() if where == "prompt" else asked)
+        for part in _parts(messages):
+            if wholes[where].count(part[1]) < sum(count for (_, text), count in parts.items() if text == part[1]):
+                missing.append(f"{where}: {part[0]} turn, {part[1][:60]!r}")
     if missing:
         facts.lost[row] = f"not in the rendered text: {'; '.join(missing[:2])}"
     sides = (pair.chosen, pair.rejected)
@@ -126,6 +126,12 @@ def _compare(
     texts = (text[common_prefix(prompt, text) :] for text in (chosen, rejected))
     if scoring.thinking is None and any(map(thinks_alone, texts, sides)):
         facts.thinks[row] = "the template writes a span of thought into an answer that has none"
+
+
+def _parts(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """The texts that a template has to write, each with its role."""
+    texts = ((m.role, text.strip()) for m in messages for text in (m.content, m.reasoning_content or ""))
+    return [part for part in texts if part[1]]
 
 
 def _scored(pair: PreferencePair, chosen: str, rejected: str, tokenizer, scoring: Scoring) -> bool:
