@@ -5,13 +5,15 @@ loaded: its template gets the profile's arguments, a template that writes today'
 pad token is set. The template that was used is saved beside an adapter and read from there afterwards.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -19,8 +21,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.profiles import ModelSettings
-from dpo_kit.records import Prompt, Response
+
+if TYPE_CHECKING:
+    from dpo_kit.profiles import ModelSettings
+    from dpo_kit.records import Prompt, Response
 
 TEMPLATE = "chat_template.jinja"  # beside an adapter: the template that it was trained with
 CHATML = (
@@ -45,7 +49,7 @@ class Scoring:
     thinking: Literal["scored", "masked"] | None = None
 
     @classmethod
-    def of(cls, settings: ModelSettings) -> "Scoring":
+    def of(cls, settings: ModelSettings) -> Scoring:
         """What a profile says."""
         return cls(settings.scored_turns, settings.thinking)
 
