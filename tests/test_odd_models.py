@@ -40,6 +40,8 @@ def tried(name, tmp_path, capsys, *options):
         return capsys.readouterr().err
     adapters = [f"sft={work / 'sft' / 'adapter'}", f"dpo={work / 'release' / 'adapter'}"]
     compared = [
+        "--model",
+        str(folder),
         "--arms",
         *adapters,
         "--prompts",

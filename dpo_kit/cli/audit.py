@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_kit.cli.reading import add_reading_arguments, reading
 from dpo_kit.errors import DpoKitError
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ MEASURED = 200  # pairs whose chosen answers are scored by the model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("file", type=Path, help="pairs in any known format")
+    parser.add_argument(
+        "file", type=Path, help="pairs in any format: a file, a folder, a Hub id, or - (standard input)"
+    )
     parser.add_argument("--holdout", type=Path, help="the evaluation's prompts, or pairs with them")
     parser.add_argument("--max-length", type=int, help="tokens of prompt and answer that training will keep")
     parser.add_argument("--tokenizer", help="folder or Hub id of the tokenizer with its chat template")
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="findings whose rows are not dropped, such as near-duplicates")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenise")
     parser.add_argument("--out", type=Path, help="where the kept pairs go; bad lines go beside it")
+    add_reading_arguments(parser)
 
 
 def audit(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def audit(arguments: argparse.Namespace) -> dict[str, Any]:
     for written in (arguments.out, quarantine):
         if written and written.resolve() in read:
             raise DpoKitError(f"--out {arguments.out}: {written} would be written over, and it is read; name another")
-    imported, unreadable = _imported(arguments.file, quarantine)
+    imported, unreadable = _imported(arguments, quarantine)
     settings, tokenizer, scoring = None, None, None
     if name := arguments.tokenizer or arguments.model:
         from dpo_kit.models.tokens import Scoring, load_tokenizer
@@ -68,14 +72,14 @@ def audit(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**report.to_json(), "blocking": bool(report.blocking), "notes": imported.notes}
 
 
-def _imported(file: Path, quarantine: Path | None) -> "tuple[Imported, dict[int, str]]":
+def _imported(arguments: argparse.Namespace, quarantine: Path | None) -> "tuple[Imported, dict[int, str]]":
     """The pairs of a file, and by number what is wrong with the lines that cannot be read."""
     from dpo_kit.jsonl import read_jsonl
-    from dpo_kit.preferences.importers import import_pairs
+    from dpo_kit.preferences.importers import import_any
 
     with tempfile.TemporaryDirectory() as folder:
         aside = quarantine or Path(folder) / "quarantine.jsonl"
-        imported = import_pairs(file, quarantine=aside)
+        imported = import_any(str(arguments.file), aside, **reading(arguments))
         rows = read_jsonl(aside) if aside.is_file() else []
     # a bad line's number stands under what it counts: a line, a row or an item of a list
     return imported, {next(v for v in row.values() if isinstance(v, int)): row["reason"] for row in rows}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_kit.cli.reading import add_reading_arguments, reading
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import JudgeSettings, Profile, load_profile
@@ -23,9 +24,9 @@ JUDGES = ("rubric", "simulated", "reward", "openai", "anthropic", "none")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
-    add("--arms", nargs="+", required=True, metavar="NAME=SPEC", help="`base`, an adapter, a model, answers.jsonl, or "
+    add("--arms", nargs="+", required=True, metavar="NAME=SPEC", help="`base`, an adapter, a model, answers, or "
         "http://host/v1#model (its key: DPO_KIT_ENDPOINT_KEY)")  # fmt: skip
-    add("--prompts", type=Path, required=True, help="rows with `messages` or `prompt`, or pairs")
+    add("--prompts", type=Path, required=True, help="rows with `messages`, `prompt` or MT-Bench's `turns`, or pairs")
     add("--judge", choices=JUDGES, help="who compares (default: the profile's)")
     add("--judge-model", help="which model judges")
     add("--judge-url", help="an OpenAI-compatible server; its key: DPO_KIT_JUDGE_KEY")
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", help="which profile (default: DPO_KIT_PROFILE, else tiny)")
     add("--out", type=Path, default=Path("runs/evaluation"), help="where the report goes")
     add("--seed", type=int, default=0)
+    add_reading_arguments(parser)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -50,15 +52,16 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.models.generation import Answer
     from dpo_kit.models.store import Store
-    from dpo_kit.preferences.importers import read_prompts
+    from dpo_kit.preferences.importers import read_answers, read_prompts
     from dpo_kit.triage import rubric
     from dpo_kit.views.report import write_report
 
     given = {"path": arguments.model, "chat_template": arguments.chat_template}
     profile = load_profile(arguments.profile, model={key: value for key, value in given.items() if value is not None})
-    prompts = read_prompts(arguments.prompts)
+    how = reading(arguments)
+    prompts = read_prompts(arguments.prompts, **how)
     base = Base(profile)
-    arms = [parse_arm(text, base) for text in arguments.arms]
+    arms = [parse_arm(text, base, lambda path: read_answers(path, prompts, **how)) for text in arguments.arms]
     names = [arm.name for arm in arms]
     primary = _primary(arguments.primary, names)
     judge, rate, settings = _judge(arguments, profile, prompts)
