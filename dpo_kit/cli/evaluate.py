@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=1, help="answers a prompt; with 2 or more, the best of K are compared too")
     add("--controls", type=int, default=100, help="on how many prompts the controls run")
     add("--pairs", type=Path, help="the training pairs: warns where their judge judges here too")
+    add("--model", help="the base of the adapters: a local folder or a Hub id (default: the profile's)")
+    add("--chat-template", metavar="FILE|chatml|none", help="in place of the tokenizer's own; an adapter has its own")
     add("--profile", help="which profile (default: DPO_KIT_PROFILE, else tiny)")
     add("--out", type=Path, default=Path("runs/evaluation"), help="where the report goes")
     add("--seed", type=int, default=0)
@@ -54,7 +56,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from dpo_kit.triage import rubric
     from dpo_kit.views.report import write_report
 
-    profile = load_profile(arguments.profile)
+    given = {"path": arguments.model, "chat_template": arguments.chat_template}
+    profile = load_profile(arguments.profile, model={key: value for key, value in given.items() if value is not None})
     how = reading(arguments)
     prompts = read_prompts(arguments.prompts, **how)
     base = Base(profile)
