@@ -151,6 +151,7 @@ def _imported(
     for row in chain(head, source):
         fields: list[Fields] = []
         found = _parsed(row, lambda row, fields=fields: _outcomes(row, name, mapped, fields))
+        labels.update(fields[0].labels if fields else ())  # also of a bad row: its label may tell how others count
         if isinstance(found, BadLine):
             refuse_or_keep(path, found, quarantine)
             bad.append(found)
@@ -163,7 +164,6 @@ def _imported(
             for said in dict.fromkeys(names):
                 count, first_place = counts.get(said, (0, place))
                 counts[said] = (count + 1, first_place)
-        labels.update(read.labels)
         alpaca_eval |= bool(read.keys() & {"generator_1", "annotator"})
     if fault := ambiguous(labels, alpaca_eval):
         raise DpoKitError(f"{path}: {fault}")
