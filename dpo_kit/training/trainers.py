@@ -186,6 +186,7 @@ class GuardedTrainer(Trainer):
     train_dataset: Dataset
     args: Any  # SFTConfig or DPOConfig
     _metrics: Any  # TRL's lists of values, by mode and then by name
+    _signature_columns: Any  # the columns of the data that reach the collator
     _seconds, _rows = 0.0, 0
     _longest_fits = False
 
