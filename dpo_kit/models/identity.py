@@ -9,6 +9,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
@@ -18,6 +19,7 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 
 FINGERPRINT = "base.json"
+RECORD = "dpo_kit.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 
@@ -25,8 +27,11 @@ BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> dict[str, str] | None:
     """Hashes of the `weights`, `tokenizer` and chat `template` of a model's base; None where it has no files here."""
     folder = _folder(model)
-    if folder is None:
-        return None
+    return None if folder is None else folder_fingerprint(folder)
+
+
+def folder_fingerprint(folder: Path) -> dict[str, str]:
+    """The same hashes of the files in a model's folder; nothing of the model is loaded."""
     weights = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         weights.update(path.name.encode() + _sample(path))
@@ -42,6 +47,27 @@ def write_fingerprint(model: PeftModel, adapter: Path) -> None:
     """Write `base.json` into an adapter's folder; nothing where the base has no files."""
     if origin := base_fingerprint(model):
         write_atomically(adapter / FINGERPRINT, json.dumps(origin, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What an adapter says of its own training, from its `dpo_kit.json`: `profile`, and the tables `model` and `dpo`.
+
+    None where it has no such file. Nothing in it is to be trusted: whoever wrote the adapter wrote the record too.
+    Raises DpoKitError where the file cannot be read, is no JSON object, or holds a table that is none.
+    """
+    path, cure = folder / RECORD, "restore it, or remove it and give --profile and --model"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DpoKitError(f"{path}: not readable as JSON ({str(error).splitlines()[0]}); {cure}") from None
+    if not isinstance(record, dict):
+        raise DpoKitError(f"{path}: a JSON object was expected, found {type(record).__name__}; {cure}")
+    for table in ("model", "dpo"):
+        if not isinstance(record.get(table, {}), dict):
+            raise DpoKitError(f"{path}: {table!r} is no table; {cure}")
+    return record
 
 
 def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
