@@ -38,7 +38,8 @@ from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import Prompt
 from dpo_kit.training.dpo import dpo_trainer, train_dpo
-from dpo_kit.training.metrics_log import read_log, without_timings
+from dpo_kit.training.metrics_log import read_log
+from dpo_kit.workbook.cells import without_timings
 
 PROFILE = load_profile(
     "tiny",

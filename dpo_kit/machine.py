@@ -1,9 +1,7 @@
-"""The machine this runs on: what it has, how much memory was needed so far, and whether a person sits at it."""
+"""The machine this runs on: how much memory was needed so far, and whether a person sits at it."""
 
 import os
-import platform
 import sys
-from importlib.metadata import version
 
 import psutil
 
@@ -11,23 +9,6 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
-
-
-def describe_machine() -> dict[str, str]:
-    """What decides whether a profile fits: Python, the model stack, cores, memory, GPU."""
-    import torch
-
-    gpu = "none: the tiny profile needs none"
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        gpu = f"{card.name}, {card.total_memory / 2**30:.0f} GB"
-    return {
-        "Python": platform.python_version(),
-        **{name: version(name).split("+")[0] for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
-        "CPU cores": str(os.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
-        "GPU": gpu,
-    }
 
 
 def peak_memory_mb() -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from dpo_kit import machine
 from dpo_kit.profiles import ROOT
+from dpo_kit.workbook.cells import describe_machine
 
 # of the standard library, what Windows lacks
 POSIX_MODULES = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline", "curses"}
@@ -56,7 +57,7 @@ def test_the_package_works_where_there_is_no_module_called_resource():
 
 
 def test_the_memory_of_the_machine_is_said():
-    assert re.fullmatch(r"[1-9]\d* GB", machine.describe_machine()["memory"])
+    assert re.fullmatch(r"[1-9]\d* GB", describe_machine()["memory"])
 
 
 def test_the_peak_of_this_process_is_plausible():

@@ -13,10 +13,10 @@ from dpo_kit.preferences.judges.prompt import compare_question, score_question
 from dpo_kit.preferences.labels import Item, Labels
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.views.answer_browser import answer_browser
-from dpo_kit.views.audit_figures import audit_html
-from dpo_kit.views.dashboard import samples_html
 from dpo_kit.visible import HIDDEN, SHAPING, is_blank, reveal
 from dpo_kit.workbook import token_view
+from dpo_kit.workbook.dashboard import samples_html
+from dpo_kit.workbook.figures.audit import audit_html
 
 HIDDEN_CHARACTERS = [chr(code) for first, last in HIDDEN for code in range(first, last + 1)] + list(SHAPING)
 

@@ -19,9 +19,10 @@ from dpo_kit.files import write_atomically
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.figures import three_arms
 from dpo_kit.views.report import read_report
-from dpo_kit.views.style import COLOURS, to_png
+from dpo_kit.views.style import COLOURS
 from dpo_kit.views.tables import markdown_table, pairwise_sentence
 from dpo_kit.views.training import KL, column
+from dpo_kit.workbook.show import to_png
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "runs" / "tiny"

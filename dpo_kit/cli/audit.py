@@ -40,7 +40,7 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print the table of findings and what became of the file's rows."""
     from rich.console import Console
 
-    from dpo_kit.views.audit_figures import audit_table
+    from dpo_kit.views.tables import audit_table
 
     console = Console()
     console.print(audit_table(result))

@@ -13,8 +13,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import write_atomically
 
-TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # ends of names that no seed decides
-
 
 class MetricsLog(TrainerCallback):
     """Appends what the trainer logs to the JSONL file `path`, which begins empty. A NaN is written as NaN.
@@ -98,11 +96,6 @@ def attach(trainer: Trainer, path: Path, label: str, callbacks: Sequence[Any] = 
         if hasattr(callback, "on_row"):
             log.subscribe(callback.on_row)
     return log
-
-
-def without_timings(rows: list[dict]) -> list[dict]:
-    """Rows without speed, time and memory: what is left is the same in every run with the same seed."""
-    return [{name: value for name, value in row.items() if not name.endswith(TIMINGS)} for row in rows]
 
 
 def read_log(path: Path) -> list[dict]:

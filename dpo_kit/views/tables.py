@@ -286,3 +286,32 @@ def title(report: Report) -> str:
     """What the table is of."""
     seed = "" if report.seed is None else f", seed {report.seed}"
     return f"{report.n_prompts} held-out prompts, {report.sampling}{seed}"
+
+
+# ---- an audit ---------------------------------------------------------------------------------------------------
+
+MARKS = {"blocking": "✗ blocking", "warning": "! warning", "info": "i info", "ok": "✓ ok", "skipped": "– skipped"}
+STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "ok": "green", "skipped": "dim"}
+AUDIT_COLUMNS = ("check", "severity", "rows", "share", "what to do")
+
+
+def audit_table(data: dict) -> Table:
+    """An audit for a terminal, from `AuditReport.to_json()`."""
+    table = Table(title=audit_title(data), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in AUDIT_COLUMNS:
+        table.add_column(name, justify="right" if name in ("rows", "share") else "left", no_wrap=name != "what to do")
+    for finding in data["findings"]:
+        table.add_row(*map(literal, audit_cells(finding)), style=STYLES[finding["severity"]])
+    return table
+
+
+def audit_title(data: dict) -> str:
+    """How many pairs were audited, and how many of them can be trained on."""
+    return f"{data['rows']:,} pairs audited, {data['kept']:,} to train on"
+
+
+def audit_cells(finding: dict) -> tuple[str, ...]:
+    """One finding as a row of strings, in the order of `AUDIT_COLUMNS`."""
+    measured = finding["severity"] != "skipped"
+    counts = (f"{finding['count']:,}", f"{finding['share']:.1%}") if measured else ("", "")
+    return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])

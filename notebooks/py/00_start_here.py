@@ -37,7 +37,6 @@ from IPython.display import Markdown
 
 from dpo_kit import pipeline
 from dpo_kit.jsonl import read_pairs, read_records
-from dpo_kit.machine import describe_machine
 from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Response
 from dpo_kit.training.metrics_log import read_log
@@ -45,11 +44,12 @@ from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.views.figures import three_arms
-from dpo_kit.views.style import show
 from dpo_kit.views.tables import markdown_table, pairwise_sentence
 from dpo_kit.views.training import training_curves
+from dpo_kit.workbook.cells import describe_machine
 from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.workbook.figures.evaluation import differences
+from dpo_kit.workbook.show import show
 from dpo_kit.workspace import Workspace, default_workdir
 
 # %% [markdown]

@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 
 from dpo_kit.models.logprobs import exact_kl
-from dpo_kit.views.style import show
 from dpo_kit.workbook.exercises.paper_math import (
     check_dpo_loss,
     check_gap_at_optimum,
@@ -40,6 +39,7 @@ from dpo_kit.workbook.exercises.paper_math import (
     check_sequence_kl,
 )
 from dpo_kit.workbook.figures.theory import Slider, explore, frontier, lines, loss_well, policies
+from dpo_kit.workbook.show import show
 from dpo_kit.workbook.theory import exact
 from dpo_kit.workbook.theory.descent import descend, minimise
 from dpo_kit.workbook.theory.divergences import k1, k2, k3

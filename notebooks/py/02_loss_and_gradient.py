@@ -45,10 +45,10 @@ from dpo_kit.preferences.sampling import make_pairs, sample_twice
 from dpo_kit.profiles import load_profile
 from dpo_kit.training.trainers import common_arguments
 from dpo_kit.triage import reports, rubric
-from dpo_kit.views.style import show
 from dpo_kit.workbook.exercises import loss_and_gradient as exercises
 from dpo_kit.workbook.figures.loss import before_and_after, loss_and_pull, loss_with_pull, pulls_on_pairs
 from dpo_kit.workbook.figures.theory import Slider, explore, lines
+from dpo_kit.workbook.show import show
 from dpo_kit.workbook.theory import descent, exact
 from dpo_kit.workbook.theory.losses import LOSSES, dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from dpo_kit.workbook.token_view import show_mask, show_values

@@ -36,7 +36,6 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from dpo_kit import pipeline
-from dpo_kit.errors import refusal
 from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.models.generation import Sampling, count_stops, generate
@@ -53,10 +52,11 @@ from dpo_kit.training.sft import train_sft
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.views.style import show
+from dpo_kit.workbook.cells import refusal
 from dpo_kit.workbook.exercises.sft_reference import LEVELS, check_adapter_size, check_rounding, check_sft_loss
 from dpo_kit.workbook.figures.sft import fault_rates, margins_at_start, moved, rounding
 from dpo_kit.workbook.figures.theory import lines
+from dpo_kit.workbook.show import show
 from dpo_kit.workbook.theory.losses import dpo_loss
 from dpo_kit.workbook.token_view import show_mask
 from dpo_kit.workspace import Workspace, default_workdir

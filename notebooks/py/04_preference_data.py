@@ -34,7 +34,7 @@ from IPython.display import HTML
 from transformers import AutoTokenizer
 
 from dpo_kit import pipeline
-from dpo_kit.evaluation.statistics import agreement, kappa, position_bias
+from dpo_kit.evaluation.statistics import position_bias
 from dpo_kit.jsonl import read_pairs, read_records, write_pairs
 from dpo_kit.models.generation import count_stops
 from dpo_kit.models.loading import load_arms
@@ -50,15 +50,16 @@ from dpo_kit.profiles import load_profile
 from dpo_kit.records import Response, split_by_prompt
 from dpo_kit.triage import rubric
 from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.views.audit_figures import audit_html, findings_bar, lengths, shortcuts
-from dpo_kit.views.style import show
 from dpo_kit.workbook.exercises.preference_data import (
     check_collapse,
     check_error_rate,
     check_kappa,
     check_split,
 )
+from dpo_kit.workbook.figures.audit import audit_html, findings_bar, lengths, shortcuts
 from dpo_kit.workbook.figures.preference import judges_compared
+from dpo_kit.workbook.show import show
+from dpo_kit.workbook.statistics import agreement, kappa
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()

@@ -42,7 +42,6 @@ from transformers import TrainerCallback, logging
 from trl import DPOConfig, DPOTrainer
 
 from dpo_kit import pipeline
-from dpo_kit.errors import refusal
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.models import memory
@@ -54,15 +53,16 @@ from dpo_kit.training.branches import Branches
 from dpo_kit.training.checkpoints import damage_in
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.fast import FastDPOTrainer
-from dpo_kit.training.metrics_log import read_log, without_timings
+from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.release import release_adapter
 from dpo_kit.training.trainers import common_arguments
-from dpo_kit.views.dashboard import Dashboard
-from dpo_kit.views.style import show
 from dpo_kit.views.training import frontier
+from dpo_kit.workbook.cells import refusal, without_timings
+from dpo_kit.workbook.dashboard import Dashboard
 from dpo_kit.workbook.exercises.qlora_dpo import check_merge, check_newest, check_saving
 from dpo_kit.workbook.figures.fast import cells, gain, speeds, step_rates
 from dpo_kit.workbook.figures.qlora import LOG_RATIOS, frontiers, memory_bars
+from dpo_kit.workbook.show import show
 from dpo_kit.workspace import Workspace, default_workdir
 
 logging.set_verbosity_error()  # transformers says that dequantised weights are not the original ones: that is the point

@@ -40,14 +40,11 @@ from dpo_kit.evaluation.comparison import PRIMARY, SMALLEST_INTERESTING, first_a
 from dpo_kit.evaluation.controls import run_controls
 from dpo_kit.evaluation.results import refusal_of
 from dpo_kit.evaluation.statistics import (
-    decisive_prompts_needed,
     holm,
-    kappa,
     mcnemar,
     paired_difference,
     pairwise,
     position_bias,
-    prompts_needed,
     sign_test_power,
     verdict_text,
     win_rate_at_k,
@@ -61,7 +58,6 @@ from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
-from dpo_kit.views.style import show
 from dpo_kit.views.tables import (
     arm_name,
     controls_html,
@@ -77,6 +73,8 @@ from dpo_kit.workbook.exercises.three_way_eval import check_holm, check_pairing,
 from dpo_kit.workbook.figures.evaluation import rate_by_k, rates_compared, spread_by_size, verdict_shares
 from dpo_kit.workbook.figures.theory import lines
 from dpo_kit.workbook.reflection import reflection
+from dpo_kit.workbook.show import show
+from dpo_kit.workbook.statistics import decisive_prompts_needed, kappa, prompts_needed
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()

@@ -13,19 +13,18 @@ from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.statistics import (
     Interval,
-    decisive_prompts_needed,
     holm,
     mcnemar,
     mean_interval,
     paired_difference,
     pairwise,
-    prompts_needed,
     sign_test_power,
     smallest_effect,
     verdict_text,
 )
 from dpo_kit.evaluation.statistics.intervals import tango
 from dpo_kit.records import Verdict
+from dpo_kit.workbook.statistics import decisive_prompts_needed, prompts_needed
 
 fifths = st.lists(st.tuples(*[st.integers(0, 5).map(lambda i: i / 5)] * 2), min_size=2, max_size=40)
 counts = st.integers(0, 40)

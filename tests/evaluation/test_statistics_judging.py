@@ -10,17 +10,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dpo_kit.evaluation.statistics import (
-    agreement,
-    bradley_terry,
     by_length_quartile,
-    kappa,
     length_controlled,
     position_bias,
-    preference_rate,
     same_length_share,
     win_rate_at_k,
 )
 from dpo_kit.records import Verdict
+from dpo_kit.workbook.statistics import agreement, bradley_terry, kappa, preference_rate
 
 OVERLAPPING = ("FuseChat-Llama-3.1-8B-Instruct", "NullModel")
 EXTRAPOLATED = ("Mixtral-8x7B-Instruct-v0.1_concise", "alpaca-7b")

@@ -17,7 +17,8 @@ from dpo_kit.jsonl import read_pairs, write_pairs, write_records
 from dpo_kit.preferences.audit import audit_pairs, content, duplicates, labels, privacy, shortcuts
 from dpo_kit.profiles import ROOT
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
-from dpo_kit.views import audit_figures
+from dpo_kit.views.tables import audit_table
+from dpo_kit.workbook.figures import audit as audit_figures
 
 AKIA = "AKIA7Q2MZX4PLT5WNB3C"
 
@@ -450,7 +451,7 @@ def test_hostile_text_is_shown_and_not_obeyed():
     assert "&lt;script&gt;" in html
     assert "⟨U+001B⟩" in html
     out = io.StringIO()
-    Console(file=out, width=100).print(audit_figures.audit_table(data))
+    Console(file=out, width=100).print(audit_table(data))
     assert "identical answers" in out.getvalue()
     html.encode()
     json.dumps(data, allow_nan=False)

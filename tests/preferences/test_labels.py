@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from benchmarks.kill_annotation import item, trial
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.statistics import kappa
 from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.preferences import labels as module
 from dpo_kit.preferences.labels import Item, Labels, aligned, as_items
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
+from dpo_kit.workbook.statistics import kappa
 
 ONE, TWO, THREE, FOUR = (item(number) for number in range(4))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.training.metrics_log import MetricsLog, read_log, without_timings
+from dpo_kit.training.metrics_log import MetricsLog, read_log
+from dpo_kit.workbook.cells import without_timings
 
 
 def test_subscribers_hear_a_row_once_it_is_on_the_disk(tmp_path):

@@ -21,10 +21,11 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.profiles import ROOT
 from dpo_kit.training.checkpoints import damage_in, manifest
 from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.metrics_log import read_log, without_timings
+from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.sft import train_sft
 from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.triage.demonstrations import Noise, demonstrate
+from dpo_kit.workbook.cells import without_timings
 
 
 class Dpo:

@@ -1,15 +1,13 @@
-"""Arms on the same prompts: who wins how often, whether a fair coin would have done as well, and a scale for many arms.
+"""Two arms on the same prompts: which one wins how often, and whether a fair coin would have done as well.
 
-Two arms are compared pairwise: win rates, sign test, McNemar's test, best of K. More than three go on one scale as
-Bradley-Terry strengths. Tests that were looked at together are corrected by Holm.
+Here are win rates, the sign test, McNemar's test and best of K. Tests that were looked at together are corrected by
+Holm's method.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
-import statsmodels.api as sm
 from scipy.special import comb
 from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
@@ -17,20 +15,10 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.results import Interval, Pairwise
-from dpo_kit.evaluation.statistics.intervals import Z, mean_interval
+from dpo_kit.evaluation.statistics.intervals import mean_interval
 from dpo_kit.records import Verdict
 
 WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
-ELO_PER_NAT = 400 / np.log(10)
-
-
-@dataclass(frozen=True)
-class PreferenceRate:
-    """Judge preferences in [0, 1] as AlpacaEval reports them, as shares (not percent)."""
-
-    win_rate: float
-    standard_error: float
-    discrete_win_rate: float
 
 
 @dataclass(frozen=True)
@@ -72,20 +60,6 @@ def _win_rate(worth: np.ndarray, clusters: Sequence[Hashable] | None) -> Interva
     judged = ~np.isnan(worth)
     of = None if clusters is None else [c for c, keep in zip(clusters, judged, strict=True) if keep]
     return mean_interval(worth[judged], of)
-
-
-def preference_rate(preferences: Sequence[float]) -> PreferenceRate:
-    """Weighted preferences in [0, 1], 1 = the treated arm's answer wins, summed up as AlpacaEval 2 does.
-
-    They are the mean, its standard error s / sqrt(n), and the discrete rate, where a preference above 1/2 is a win and
-    1/2 is half a win. AlpacaEval's files hold preferences in [1, 2]: subtract 1. Its tables are in percent.
-    Raises ValueError for fewer than two preferences or one outside [0, 1].
-    """
-    worth = np.asarray(preferences, float)
-    if len(worth) < 2 or not ((worth >= 0) & (worth <= 1)).all():
-        raise ValueError("at least two preferences are needed, all in [0, 1]; leave unjudged prompts out")
-    discrete = np.mean((worth > 0.5) + 0.5 * (worth == 0.5))
-    return PreferenceRate(float(worth.mean()), float(worth.std(ddof=1) / len(worth) ** 0.5), float(discrete))
 
 
 def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNemar:
@@ -146,68 +120,3 @@ def _best_of(treated: np.ndarray, control: np.ndarray, k: int) -> np.ndarray:
 def _is_best(samples: int, k: int) -> np.ndarray:
     """The chance that the i-th smallest of the samples is the best of K drawn without replacement."""
     return comb(np.arange(samples), k - 1) / comb(samples, k)
-
-
-def bradley_terry(
-    a: Sequence[str],
-    b: Sequence[str],
-    preferences: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    virtual_ties: float = 0.0,
-) -> dict[str, Interval]:
-    """The strength of each arm in Elo points (mean 0, best first) with a 95% interval.
-
-    One comparison a row: arm `a[i]`, arm `b[i]`, and the preference for the former in [0, 1] (1, tie 0.5, 0; unjudged
-    NaN). `clusters` names the prompt of each row: comparisons on the same prompt are not independent.
-    P(a beats b) = 1 / (1 + 10^((s_b - s_a) / 400)) (Bradley & Terry 1952), by maximum likelihood (binomial GLM) with a
-    sandwich covariance. Unlike Elo's running update it does not depend on the order of the games.
-    Misleads where arms beat each other in a circle, which one number for each arm cannot show, and where the interval
-    of one arm is read as that of a difference: compare two arms pairwise instead.
-    Raises ValueError where an arm won or lost everything (its strength is infinite): `virtual_ties` adds that many ties
-    between each two arms, which keeps strengths finite and pulls them together.
-    """
-    worth = np.asarray(preferences, float)
-    if not len(a) == len(b) == len(worth):
-        raise ValueError(f"comparisons need two arms and a preference each: {len(a)}, {len(b)} and {len(worth)}")
-    kept = np.flatnonzero(~np.isnan(worth))
-    arms = sorted({*a, *b})
-    ties = list(combinations(range(len(arms)), 2)) if virtual_ties else []
-    first = [arms.index(a[i]) for i in kept] + [i for i, _ in ties]
-    second = [arms.index(b[i]) for i in kept] + [j for _, j in ties]
-    worth = np.append(worth[kept], np.full(len(ties), 0.5))
-    weights = np.append(np.ones(len(kept)), np.full(len(ties), virtual_ties))
-    _refuse_infinite(arms, first, second, worth)
-    groups = [("row", i) for i in kept] if clusters is None else [clusters[i] for i in kept]
-    groups += [("tie", i, j) for i, j in ties]
-    strength, error = _fit(len(arms), first, second, worth, weights, groups)
-    rows = zip(arms, strength, Z * error, strict=True)
-    table = {arm: Interval(float(s), float(s - half), float(s + half)) for arm, s, half in rows}
-    return dict(sorted(table.items(), key=lambda item: (-item[1].mean, item[0])))
-
-
-def _refuse_infinite(arms, first, second, worth) -> None:
-    """Strengths are finite when every arm reaches every other along a chain of wins and ties (Ford 1957)."""
-    beaten = np.eye(len(arms), dtype=bool)  # (arms, arms): does a chain lead from the row's arm to the column's?
-    np.logical_or.at(beaten, (first, second), worth > 0)
-    np.logical_or.at(beaten, (second, first), worth < 1)
-    for middle in range(len(arms)):
-        beaten |= beaten[:, [middle]] & beaten[[middle], :]
-    if not beaten.all():
-        i, j = np.argwhere(~beaten)[0]
-        why = "no chain of wins leads from it to the other, so the distance is infinite; set virtual_ties=1"
-        raise ValueError(f"arms {arms[i]} and {arms[j]} cannot be placed on one scale: {why}")
-
-
-def _fit(count, first, second, worth, weights, groups) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths that sum to zero, and their standard errors, in Elo points."""
-    design = np.zeros((len(worth), count))
-    rows = np.arange(len(worth))
-    np.add.at(design, (rows, first), 1)
-    np.add.at(design, (rows, second), -1)
-    # only differences of strengths are identified: fit in a basis whose strengths sum to zero
-    basis = np.linalg.qr(np.eye(count)[:, 1:] - 1 / count)[0]  # (arms, arms - 1)
-    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    model = sm.GLM(worth, design @ basis, family=sm.families.Binomial(), var_weights=weights)
-    fit = model.fit(cov_type="cluster", cov_kwds={"groups": np.array([number[name] for name in groups])})
-    error = np.sqrt(np.diag(basis @ fit.cov_params() @ basis.T))
-    return ELO_PER_NAT * basis @ fit.params, ELO_PER_NAT * error

@@ -1,18 +1,17 @@
-"""How far to trust a judge: does it agree with others and with itself, and does it pay for length?
+"""How far to trust a judge: does it agree with itself, and does it pay for length?
 
-Agreement and Cohen's kappa compare two raters; position bias compares a judge with itself in the other order. The win
-rate at equal lengths, and by quartile of the length difference, show whether the answer wins or its length.
+Position bias compares a judge with itself in the other order. The win rate at equal lengths, and by quartile of the
+length difference, show whether the answer wins or its length.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import statsmodels.api as sm
 from scipy.special import expit
 from scipy.stats import rankdata
-from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.results import Interval, LengthControlled, LengthQuartile, PositionBias
@@ -23,35 +22,6 @@ FEW = 0.1  # with a smaller share of prompts on one side of equal length, the ra
 STEEP = 15.0  # log-odds beyond this mean that the fit diverges
 
 
-def agreement(a: Sequence[Hashable], b: Sequence[Hashable]) -> Interval | None:
-    """The share of items that two raters label alike, with Wilson's interval; None without items.
-
-    Misleads where one label is common: two raters that always give it agree on everything. See `kappa`.
-    """
-    return _share(sum(x == y for x, y in zip(a, b, strict=True)), len(a))
-
-
-def kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Interval | None:
-    """Cohen's kappa (1960) of two raters of the same items: (p_o - p_e) / (1 - p_e), p_e the agreement by chance.
-
-    The interval is the asymptotic one of Fleiss, Cohen & Everitt (1969), from statsmodels. Where the raters never
-    differ it has no width, so Wilson's bound on p_o is used. None where kappa is undefined: no items, or one label.
-    Misleads where one label is rare (kappa is then low in spite of high agreement), and counts all disagreements alike.
-    Raises ValueError where the raters labelled different numbers of items.
-    """
-    labels = {label: i for i, label in enumerate(dict.fromkeys([*a, *b]))}
-    if len(labels) < 2:
-        return None
-    table = np.zeros((len(labels), len(labels)))
-    for x, y in zip(a, b, strict=True):
-        table[labels[x], labels[y]] += 1
-    result = cohens_kappa(table)
-    if np.trace(table) == table.sum():
-        chance = (table.sum(0) @ table.sum(1)) / table.sum() ** 2
-        return Interval(1.0, (agreement(a, b).low - chance) / (1 - chance), 1.0)
-    return Interval(float(result.kappa), max(-1.0, float(result.kappa_low)), min(1.0, float(result.kappa_upp)))
-
-
 def position_bias(verdicts: Sequence[Verdict]) -> PositionBias:
     """How often a judge that was asked in both orders contradicted itself, and which side gained; Wilson's intervals.
 
@@ -60,7 +30,7 @@ def position_bias(verdicts: Sequence[Verdict]) -> PositionBias:
     equal make any judge look biased.
 
     People see a pair once, in an order drawn at random. Their bias is how far from 0.5 the share of decisive verdicts
-    for the answer shown first lies: `agreement([v.winner for v in decisive], [v.order[0] for v in decisive])`.
+    for the answer shown first lies, that is, for which `winner == order[0]`.
     """
     orders = [v.in_orders for v in verdicts if v.in_orders and "unjudged" not in v.in_orders]
     changed = [pair for pair in orders if pair[0] != pair[1]]

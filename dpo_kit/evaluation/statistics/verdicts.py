@@ -1,12 +1,7 @@
-"""What a run of some size can say: a verdict on an interval, and how many prompts an effect needs.
-
-Ask `prompts_needed` before a run. After it, `verdict_text` says what was found, which may be "inconclusive".
-"""
-
-import math
+"""What a run of some size can say: a verdict on an interval, and the smallest effect that it could have shown."""
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.stats import binom
 from statsmodels.stats.power import TTestPower
 
 from dpo_kit.evaluation.results import Interval
@@ -51,19 +46,6 @@ def _two_digits(number: float) -> int:
     return int(float(f"{number:.1e}"))
 
 
-def prompts_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """How many prompts a two-sided paired t-test needs to see a mean difference `effect` (statsmodels, noncentral t).
-
-    `sd` is the standard deviation of the differences within prompts, from a pilot or an earlier run.
-    Misleads where sd is guessed (the number grows with its square), and where prompts share sources, since it counts
-    independent prompts. Raises ValueError unless the effect is not 0 and sd > 0.
-    """
-    if not effect or sd <= 0:
-        raise ValueError(f"an effect other than 0 and a spread above 0 are needed: {effect} and {sd}")
-    size = abs(effect) / sd
-    return max(2, math.ceil(TTestPower().solve_power(effect_size=size, alpha=alpha, power=power)) if size < 5 else 2)
-
-
 def smallest_effect(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest true mean difference that a paired t-test on `n` prompts sees with this power.
 
@@ -78,18 +60,3 @@ def sign_test_power(n, rate: float, alpha: float = 0.05):
     most = binom.ppf(alpha / 2, n, 0.5)
     fewest = np.where(binom.cdf(most, n, 0.5) <= alpha / 2, most, most - 1)
     return binom.cdf(fewest, n, rate) + binom.sf(n - fewest - 1, n, rate)
-
-
-def decisive_prompts_needed(rate: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """How many decided prompts the exact two-sided sign test needs to tell a true win rate `rate` from one half.
-
-    The power of a test on counts goes up and down with n; from this number on it never falls below `power`. Where a
-    share t of prompts are ties, plan for this number divided by 1 - t. A judge that is right with chance c turns a true
-    rate r into c r + (1 - c)(1 - r): give that as `rate`.
-    Raises ValueError for a rate of 1/2, which no number of prompts can tell from 1/2, and for rates outside [0, 1].
-    """
-    if not 0 <= rate <= 1 or rate == 0.5:
-        raise ValueError(f"a rate in [0, 1] other than one half is needed: {rate}")
-    normal = ((norm.isf(alpha / 2) / 2 + norm.ppf(power) * math.sqrt(rate * (1 - rate))) / (rate - 0.5)) ** 2
-    n = np.arange(1, 2 * math.ceil(normal) + 50)
-    return int(n[sign_test_power(n, rate, alpha) < power][-1]) + 1

@@ -5,7 +5,8 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from dpo_kit.views.style import BLUE, GREY, ORANGE, SKY, hatch, whiskers
+from dpo_kit.views.style import BLUE, GREY, ORANGE, SKY, whiskers
+from dpo_kit.workbook.show import hatch
 
 NAMES = {
     "stock": "TRL, defaults",

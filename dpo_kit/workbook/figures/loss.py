@@ -7,7 +7,8 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from dpo_kit.views.style import COLOURS, LINES, PALETTE, hatch
+from dpo_kit.views.style import COLOURS, PALETTE
+from dpo_kit.workbook.show import LINES, hatch
 
 
 def loss_and_pull(

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dpo_kit.views.style import HATCHES, LINES, PALETTE, SYMBOLS, hatch
+from dpo_kit.views.style import PALETTE, SYMBOLS
 from dpo_kit.views.training import Line, frontier_trace
+from dpo_kit.workbook.show import HATCHES, LINES, hatch
 
 LOG_RATIOS = "eval_log_ratios/margins"  # in nats and not scaled by beta, so runs with different betas can be compared
 

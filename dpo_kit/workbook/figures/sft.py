@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, PALETTE, SYMBOLS, VERMILION, whiskers
+from dpo_kit.views.style import BLUE, COLOURS, GREY, PALETTE, SYMBOLS, VERMILION, whiskers
+from dpo_kit.workbook.show import DASHES
 
 BINS = 80
 

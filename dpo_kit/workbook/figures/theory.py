@@ -10,7 +10,8 @@ from IPython.display import display
 from plotly.subplots import make_subplots
 
 from dpo_kit.machine import someone_is_there
-from dpo_kit.views.style import BLUE, GREY, HATCHES, LINES, PALETTE, SYMBOLS, hatch, show
+from dpo_kit.views.style import BLUE, GREY, PALETTE, SYMBOLS
+from dpo_kit.workbook.show import HATCHES, LINES, hatch, show
 
 
 def lines(

@@ -2,7 +2,6 @@
 
 import pytest
 
-from dpo_kit.evaluation.statistics import kappa
 from dpo_kit.preferences.judges import both_orders, by_score, simulated
 from dpo_kit.records import Prompt, Verdict
 from dpo_kit.workbook.exercises.preference_data import (
@@ -13,6 +12,7 @@ from dpo_kit.workbook.exercises.preference_data import (
     check_kappa,
     check_split,
 )
+from dpo_kit.workbook.statistics import kappa
 
 
 def test_the_collapse_that_is_wanted_is_the_packages():

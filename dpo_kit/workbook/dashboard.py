@@ -24,8 +24,9 @@ from IPython.display import HTML, display
 
 from dpo_kit.machine import someone_is_there
 from dpo_kit.views.answer_browser import shown
-from dpo_kit.views.style import show
-from dpo_kit.views.training import LIVE, TrainingWarning, column, dashboard_figure, warnings_in
+from dpo_kit.views.training import LIVE, column, dashboard_figure
+from dpo_kit.workbook.show import show
+from dpo_kit.workbook.training_warnings import TrainingWarning, warnings_in
 
 REDRAW = 0.5  # least seconds between two looks at the log; they grow so that drawing takes at most a fifth of the time
 

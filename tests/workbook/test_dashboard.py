@@ -10,8 +10,9 @@ import pytest
 from dpo_kit.profiles import ROOT
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.trainers import TrainingStopped
-from dpo_kit.views.dashboard import Dashboard, samples_html, show_training
-from dpo_kit.views.training import dashboard_figure, smoothed, training_curves, warnings_in
+from dpo_kit.views.training import dashboard_figure, smoothed, training_curves
+from dpo_kit.workbook.dashboard import Dashboard, samples_html, show_training
+from dpo_kit.workbook.training_warnings import warnings_in
 
 STEPS = 40
 NOISE = [((7 * step) % 11 - 5) / 5 for step in range(STEPS)]  # in -1..1, of mean about 0, and no trend
@@ -178,8 +179,8 @@ def displayed(monkeypatch):
     """What a headless cell displays."""
     shown = []
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    monkeypatch.setattr("dpo_kit.views.dashboard.display", lambda html: shown.append(html.data))
-    monkeypatch.setattr("dpo_kit.views.dashboard.show", lambda figure, words: shown.append((figure, words)))
+    monkeypatch.setattr("dpo_kit.workbook.dashboard.display", lambda html: shown.append(html.data))
+    monkeypatch.setattr("dpo_kit.workbook.dashboard.show", lambda figure, words: shown.append((figure, words)))
     # the default of an argument is bound early
     monkeypatch.setattr(show_training, "__defaults__", (None, "", lambda html: shown.append(html.data)))
     return shown

@@ -24,7 +24,7 @@ from dpo_kit.profiles import load_profile
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.training.metrics_log import read_log
-from dpo_kit.views.dashboard import Dashboard, show_training
+from dpo_kit.workbook.dashboard import Dashboard, show_training
 
 profile = load_profile("tiny", **{SMALL | {"dpo": {**SMALL["dpo"], "epochs": 100, "kl_every": 4}}})
 pairs, held_out = (read_pairs(Path(name)) for name in ("pairs.jsonl", "heldout.jsonl"))

@@ -1,46 +1,21 @@
-"""An audit as a table for the terminal, one for the notebook, and three figures, all from `AuditReport.to_json()`."""
+"""An audit as a table for the notebook and three figures, all from `AuditReport.to_json()`."""
 
 from html import escape
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape as literal
-from rich.table import Table
 
-from dpo_kit.views.style import BLUE, COLOURS, DASHES, GREY, ORANGE, PURPLE, VERMILION, hatch, whiskers
-from dpo_kit.views.tables import html_table
+from dpo_kit.views.style import BLUE, COLOURS, GREY, ORANGE, PURPLE, VERMILION, whiskers
+from dpo_kit.views.tables import AUDIT_COLUMNS, MARKS, audit_cells, audit_title, html_table
+from dpo_kit.workbook.show import DASHES, hatch
 
-MARKS = {"blocking": "✗ blocking", "warning": "! warning", "info": "i info", "ok": "✓ ok", "skipped": "– skipped"}
-STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "ok": "green", "skipped": "dim"}
 INKS = {"blocking": VERMILION, "warning": ORANGE, "info": BLUE}
-HEADER = ("check", "severity", "rows", "share", "what to do")
-
-
-def audit_table(data: dict) -> Table:
-    """The audit for a terminal."""
-    table = Table(title=_title(data), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in HEADER:
-        table.add_column(name, justify="right" if name in ("rows", "share") else "left", no_wrap=name != "what to do")
-    for finding in data["findings"]:
-        table.add_row(*map(literal, _cells(finding)), style=STYLES[finding["severity"]])
-    return table
 
 
 def audit_html(data: dict) -> str:
     """The audit for a notebook: a table with examples folded under each finding. All text from the data is escaped."""
-    rows, below = ([write(finding) for finding in data["findings"]] for write in (_cells, _examples))
-    return html_table(HEADER, rows, words=("severity", "what to do"), caption=_title(data), below=below)
-
-
-def _title(data: dict) -> str:
-    return f"{data['rows']:,} pairs audited, {data['kept']:,} to train on"
-
-
-def _cells(finding: dict) -> tuple[str, ...]:
-    measured = finding["severity"] != "skipped"
-    counts = (f"{finding['count']:,}", f"{finding['share']:.1%}") if measured else ("", "")
-    return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])
+    rows, below = ([write(finding) for finding in data["findings"]] for write in (audit_cells, _examples))
+    return html_table(AUDIT_COLUMNS, rows, words=("severity", "what to do"), caption=audit_title(data), below=below)
 
 
 def _examples(finding: dict) -> str:
@@ -48,7 +23,7 @@ def _examples(finding: dict) -> str:
         return ""
     lines = "".join(f"<li>row {e['row']} ({escape(e['id'])}): {escape(e['why'])}</li>" for e in finding["examples"])
     folded = f"<details><summary>examples: {escape(finding['name'])}</summary><ul>{lines}</ul></details>"
-    return f'<tr><td></td><td colspan="{len(HEADER) - 1}" style="text-align: left">{folded}</td></tr>'
+    return f'<tr><td></td><td colspan="{len(AUDIT_COLUMNS) - 1}" style="text-align: left">{folded}</td></tr>'
 
 
 def findings_bar(data: dict) -> go.Figure:

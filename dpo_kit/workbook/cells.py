@@ -1,0 +1,53 @@
+"""Small functions that notebook cells call: how a check refuses, what this machine has, rows that two runs share."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from textwrap import fill
+
+import psutil
+
+from dpo_kit.errors import DpoKitError
+
+TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # ends of names that no seed decides
+
+
+def without_timings(rows: list[dict]) -> list[dict]:
+    """Rows without speed, time and memory: what is left is the same in every run with the same seed."""
+    return [{name: value for name, value in row.items() if not name.endswith(TIMINGS)} for row in rows]
+
+
+@contextmanager
+def refusal() -> Iterator[None]:
+    """Show in a notebook how a check refuses: prints the first line of the DpoKitError that the block raises.
+
+    The folders of paths are left out, because they differ by machine. Raises AssertionError where the block raises no
+    DpoKitError, so that a notebook cannot show a check that no longer works.
+    """
+    try:
+        yield
+    except DpoKitError as error:
+        said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        print(fill(re.sub(r"/(?:[^/ ]+/)+", "", said), 96))
+    else:
+        raise AssertionError("this block was to be refused, and was not")
+
+
+def describe_machine() -> dict[str, str]:
+    """What decides whether a profile fits: Python, the model stack, cores, memory, GPU."""
+    import torch
+
+    gpu = "none: the tiny profile needs none"
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        gpu = f"{card.name}, {card.total_memory / 2**30:.0f} GB"
+    return {
+        "Python": platform.python_version(),
+        **{name: version(name).split("+")[0] for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
+        "CPU cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
+        "GPU": gpu,
+    }
