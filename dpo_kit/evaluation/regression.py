@@ -93,7 +93,7 @@ def passed(check: str, expected: Any, answer: str) -> bool:
 
 
 def _equals(expected: str, text: str) -> bool:
-    return text.strip(" \n`\"'").rstrip(".") == expected.rstrip(".")
+    return text.strip(" \n`\"'.") == expected.strip(".")
 
 
 def _number(expected: int, text: str) -> bool:

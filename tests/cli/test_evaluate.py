@@ -48,7 +48,7 @@ def triage(incidents, tmp_path):
 
 def test_the_last_two_arms_are_compared_by_the_rubric(triage, tmp_path, capsys):
     code, report = evaluate(tmp_path, *triage, "--judge", "rubric")
-    assert code == 0
+    assert code == 1, "a control refuses"
     assert report.primary == ("right", "brief")
     assert report.metrics["severity_match"].means == {"brief": 1, "right": 1}
     assert report.pairwise.wins == 20
@@ -63,7 +63,7 @@ def test_the_last_two_arms_are_compared_by_the_rubric(triage, tmp_path, capsys):
 def test_a_harness_that_fails_a_control_gives_no_verdict(triage, tmp_path, capsys):
     # `brief` is one of four texts, and of one length: nobody may win against it or lose
     code, report = evaluate(tmp_path, *triage, "--judge", "rubric", "--primary", "brief", "right")
-    assert code == 0
+    assert code == 1, "a control refuses"
     assert "varied answers of brief" in report.refusal
     assert "refused" in capsys.readouterr().out
 
@@ -151,7 +151,7 @@ def test_an_endpoint_that_fails_half_way_leaves_a_report_of_what_is_missing(tmp_
     prompts = write_rows(tmp_path / "questions.jsonl", QUESTIONS)
     ours = ready(tmp_path / "a.jsonl", "a", {str(n + 1): "I say " + "8" * n for n in range(12)})
     code, report = evaluate(tmp_path, [ours, f"served={endpoint}#m"], prompts, "--judge", "none")
-    assert code == 0
+    assert code == 1, "a control refuses"
     assert report.missing["served"].count == 7
     assert "403" in report.missing["served"].reason
     assert "served has no answer to 7 of 12 prompts" in " ".join(capsys.readouterr().out.split())
@@ -162,7 +162,7 @@ def test_an_endpoint_that_fails_half_way_leaves_a_report_of_what_is_missing(tmp_
 def test_a_judge_that_says_nothing_of_use_decides_nothing(triage, tmp_path, endpoint):
     more = ("--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--rate", "--controls", "3")
     code, report = evaluate(tmp_path, *triage, *more)
-    assert code == 0
+    assert code == 1, "a control refuses"
     assert report.pairwise.unjudged == 20
     assert report.unscored == {"brief": 20, "right": 20}
     assert "judge_score" not in report.metrics
@@ -179,7 +179,7 @@ def test_a_judge_that_always_takes_the_first_answer_is_asked_in_both_orders_and_
     code, report = evaluate(
         tmp_path, *triage, "--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--controls", "3"
     )
-    assert code == 0
+    assert code == 1, "a control refuses"
     assert report.pairwise.ties == 20
     assert report.judged.position_bias.inconsistent.mean == 1
     assert report.judged.position_bias.first.mean == 1
@@ -210,7 +210,7 @@ def test_two_samples_a_prompt_are_compared_as_best_of_two(incidents, tmp_path):
         write_records(tmp_path / f"{arm}.jsonl", rows)
     arms = [f"{arm}={tmp_path / f'{arm}.jsonl'}" for arm in ("poor", "rich")]
     code, report = evaluate(tmp_path, arms, str(tmp_path / "prompts.jsonl"), "--judge", "none", "--samples", "2")
-    assert code == 0
+    assert code == 1, "a control refuses"
     # best of one: rich's whole answer beats both of poor's; its empty one ties with empty and loses to the short one
     assert report.win_rate_at_k[1].mean == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert report.win_rate_at_k[2].mean == 1
