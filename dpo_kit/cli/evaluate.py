@@ -283,7 +283,13 @@ def _person(
     treated, control = (first[arm] for arm in primary)
     rows = [(p, treated[p.id], control[p.id]) for p in prompts if p.id in treated and p.id in control]
     return ask_person(
-        rows, arguments.annotator, arguments.out / "labels.db", criteria=criteria, seed=arguments.seed, write=_say
+        rows,
+        arguments.annotator,
+        arguments.out / "labels.db",
+        criteria=criteria,
+        seed=arguments.seed,
+        read=input,
+        write=_say,
     )
 
 
