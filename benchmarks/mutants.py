@@ -33,7 +33,9 @@ TESTS = {
     "evaluation": ["tests/evaluation", *COMMON],
     "models": ["tests/models", "tests/training", *COMMON],
     "pipeline.py": ["tests/test_pipeline.py", "tests/cli", "tests/training/test_release.py"],
+    "stages.py": ["tests/test_pipeline.py", "tests/cli", "tests/training/test_release.py"],
     "preferences": ["tests/preferences", *COMMON],
+    "triage": ["tests/triage", *COMMON],
     "training": ["tests/training", "tests/test_profiles.py", *COMMON],
     "workspace.py": ["tests/test_workspace.py", *COMMON],
 }

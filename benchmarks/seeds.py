@@ -17,11 +17,12 @@ from dpo_kit.evaluation.harness import evaluate_answers
 from dpo_kit.evaluation.results import Report, from_data
 from dpo_kit.files import write_atomically
 from dpo_kit.jsonl import read_records
-from dpo_kit.pipeline import rubric_judge, run
+from dpo_kit.pipeline import run
 from dpo_kit.preferences.judges import both_orders
 from dpo_kit.profiles import ROOT, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
+from dpo_kit.triage.judges import rubric_judge
 
 METRICS = ("format_conformance", "severity_match", "faithfulness", "action_match")
 JUDGED_BY = ("severity_match", "faithfulness")

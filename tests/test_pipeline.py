@@ -70,7 +70,7 @@ def test_a_run_whose_judge_fails_a_control_gives_no_verdict(small_run, tmp_path,
 
     work, profile, believed = small_run
     shutil.copytree(work, tmp_path / "run")
-    monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
+    monkeypatch.setattr("dpo_kit.triage.world.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
     report = pipeline.report(Workspace(tmp_path / "run", "tiny", log=lambda line: None), profile, 0)
     assert (believed.refusal, report.refusal) == (None, "refused: control constant failed")
     assert {row[-1] for row in table_rows(report.metrics, report.refusal)} == {"refused"}
@@ -288,7 +288,7 @@ def test_the_module_is_a_command_line():
 def test_no_pair_at_all_is_said(small_profile, tmp_path, monkeypatch):
     from dpo_kit.preferences.judges import by_score
 
-    monkeypatch.setattr("dpo_kit.pipeline.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
+    monkeypatch.setattr("dpo_kit.triage.world.rubric_judge", lambda: by_score(lambda prompt, text: 0, "blind"))
     with pytest.raises(DpoKitError, match="gave no pair"):
         run(small_profile, tmp_path, log=lambda line: None)
 

@@ -1,6 +1,6 @@
 """Train on preference pairs, audit them, compare the models, or walk the workbook's whole experiment.
 
-Each command has a file here with three functions: `add_arguments` declares its options, the function with the
+Each command has a module with three functions: `add_arguments` declares its options, the function with the
 command's own name does the work and returns plain data, and `show` prints that data for people.
 """
 
@@ -10,8 +10,9 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from types import ModuleType
 
-from dpo_kit.cli import audit, evaluate, pretrain, run, train
+from dpo_kit.cli import audit, evaluate, run, train
 from dpo_kit.errors import DpoKitError
+from dpo_kit.triage import pretrain
 
 COMMANDS: dict[str, ModuleType] = {
     "run": run, "audit": audit, "train": train, "evaluate": evaluate, "pretrain": pretrain,

@@ -7,14 +7,15 @@ come, so the same command goes on where it stopped. What an endpoint did not ans
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs
-from dpo_kit.profiles import DATA, JudgeSettings, Profile, parse_overrides
+from dpo_kit.preferences.judges.criteria import criteria_names, read_criteria
+from dpo_kit.profiles import JudgeSettings, Profile, parse_overrides
 from dpo_kit.records import PreferencePair, Prompt, Response
-from dpo_kit.triage.incidents import Incident
 
 if TYPE_CHECKING:
     from dpo_kit.evaluation.arms import Answerer, Answers
@@ -94,7 +95,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     greedy_too = any(not isinstance(arm, FileArm) for arm in arms.values())
     samplings = _samplings(profile, arguments.temperature, arguments.seed, arguments.samples, greedy_too)
     own = load_score(arguments.score) if arguments.score else None
-    score = own or (rubric.score if in_the_world(prompts) else None)
+    score = own or (rubric.score if rubric.applies_to(prompts) else None)
     settings, told = _judge_settings(arguments, profile, prompts)
     judge = None if arguments.judge == "person" else _judge(arguments, settings, own)
     rate = _rate(arguments, settings)
@@ -198,30 +199,6 @@ def _samplings(
 # ---- who judges -------------------------------------------------------------------------------------------------
 
 
-def in_the_world(prompts: Sequence[Prompt]) -> bool:
-    """Whether every prompt has the facts of an incident, so that the rubric can score its answers."""
-    try:
-        return all(Incident.from_facts(prompt.facts) for prompt in prompts)
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
-def criteria_names() -> list[str]:
-    """The names of the criteria that are shipped."""
-    return sorted(path.stem for path in (DATA / "criteria").glob("*.txt"))
-
-
-def read_criteria(named: str) -> str:
-    """The text of a file, or of shipped criteria by name. Raises DpoKitError where neither is there, or it is empty."""
-    path, shipped = Path(named).expanduser(), DATA / "criteria" / f"{named}.txt"
-    if not path.is_file() and named not in criteria_names():
-        raise DpoKitError(f"--criteria {named}: there is no such file, and the names are {', '.join(criteria_names())}")
-    text = (path if path.is_file() else shipped).read_text(encoding="utf-8", errors="replace").strip()
-    if not text:
-        raise DpoKitError(f"--criteria {named}: the file is empty; say in it what a good answer is")
-    return text
-
-
 def _kind(arguments: argparse.Namespace, settings: JudgeSettings | None) -> str:
     own = arguments.judge in ("score", "person", "none")
     return arguments.judge if own else settings.kind if settings else "none"
@@ -231,6 +208,8 @@ def _judge_settings(
     arguments: argparse.Namespace, profile: Profile, prompts: Sequence[Prompt]
 ) -> tuple[JudgeSettings | None, list[str]]:
     """The settings of the judge, None where no judge of the profile is asked, and what the reader must be told."""
+    from dpo_kit.triage import rubric
+
     kind = arguments.judge or profile.judge.kind
     criteria = {"criteria": read_criteria(arguments.criteria)} if arguments.criteria else {}
     if arguments.score is None and kind == "score":
@@ -239,7 +218,7 @@ def _judge_settings(
         raise DpoKitError(f"--criteria is read by a language model or a person; --judge {kind} has no use for it")
     if arguments.rate and kind not in LANGUAGE_MODELS:
         raise DpoKitError(f"--rate needs a language model; --judge {kind} gives no scores from 1 to 5")
-    if kind in OWN_WORLD and not in_the_world(prompts):
+    if kind in OWN_WORLD and not rubric.applies_to(prompts):
         if arguments.judge:
             raise DpoKitError(f"--judge {kind} needs the facts of incidents; choose another, or none")
         return None, [f"no judge was asked: that of profile {profile.name} ({kind}) knows only the workbook's "
@@ -255,12 +234,11 @@ def _judge_settings(
 def _judge(arguments: argparse.Namespace, settings: JudgeSettings | None, own: "Score | None") -> "Judge | None":
     """The judge, asked in both orders; None where nobody judges."""
     from dpo_kit.evaluation.own_score import score_judge
-    from dpo_kit.pipeline import rubric_judge
-    from dpo_kit.preferences.judges.llm import make_judge
+    from dpo_kit.triage.judges import judge_in_world, rubric_judge
 
     if arguments.judge == "score":
         return score_judge(own)
-    return settings and make_judge(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
+    return settings and judge_in_world(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
 
 
 def _rate(arguments: argparse.Namespace, settings: JudgeSettings | None) -> Callable | None:
@@ -282,19 +260,8 @@ def _person(
             first[response.arm].setdefault(response.prompt_id, response)
     treated, control = (first[arm] for arm in primary)
     rows = [(p, treated[p.id], control[p.id]) for p in prompts if p.id in treated and p.id in control]
-    return ask_person(
-        rows,
-        arguments.annotator,
-        arguments.out / "labels.db",
-        criteria=criteria,
-        seed=arguments.seed,
-        read=input,
-        write=_say,
-    )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    asked = {"criteria": criteria, "seed": arguments.seed, "read": input, "write": partial(print, flush=True)}
+    return ask_person(rows, arguments.annotator, arguments.out / "labels.db", **asked)
 
 
 # ---- what needs no judge ----------------------------------------------------------------------------------------

@@ -7,21 +7,24 @@ does not say that the policy's own answers are better (arXiv 2405.19534): for th
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation import statistics
-from dpo_kit.evaluation.arms import ModelArm
 from dpo_kit.evaluation.results import HeldOut
 from dpo_kit.models.loading import Arms
 from dpo_kit.records import PreferencePair
+
+if TYPE_CHECKING:
+    from dpo_kit.evaluation.arms import ModelArm
 
 Logps = Callable[[Arms, str, Sequence[PreferencePair]], Tensor]  # float64 (2B,), the chosen answers first
 
 
 def held_out_rewards(
-    policy: ModelArm, reference: ModelArm, pairs: Sequence[PreferencePair], beta: float, logps: Logps
+    policy: "ModelArm", reference: "ModelArm", pairs: Sequence[PreferencePair], beta: float, logps: Logps
 ) -> HeldOut:
     """Accuracy and margin of the implicit rewards of `policy` against `reference`, with intervals by prompt.
 

@@ -10,11 +10,10 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo_kit.evaluation.arms import Answerer, ModelArm
 from dpo_kit.evaluation.comparison import compare_columns
 from dpo_kit.evaluation.results import Metric, Regression
 from dpo_kit.jsonl import read_jsonl
@@ -24,13 +23,16 @@ from dpo_kit.models.loading import Arms
 from dpo_kit.profiles import DATA
 from dpo_kit.records import Prompt, Response
 
+if TYPE_CHECKING:
+    from dpo_kit.evaluation.arms import Answerer
+
 TEXT, TASKS = DATA / "regression" / "text.jsonl", DATA / "regression" / "tasks.jsonl"
 LOSS_MATTERS = 0.02  # bits a byte, the smallest difference that would matter; about 0.06 nats a token of English
 
 
 def regression_suite(
-    before: Answerer,
-    after: Answerer,
+    before: "Answerer",
+    after: "Answerer",
     store: AnswerStore | None = None,
     *,
     max_new_tokens: int = 64,
@@ -47,7 +49,7 @@ def regression_suite(
     sampling, columns = Sampling(0.0, 0, max_new_tokens, batch_size), {}
     for arm in (before, after):
         measured: dict[str, dict[str, float]] = defaultdict(dict)
-        if isinstance(arm, ModelArm):
+        if hasattr(arm, "weights"):
             rows = read_jsonl(TEXT)
             losses = bits_per_byte(*arm.weights(), [row["text"] for row in rows])
             measured["log_loss"] = {row["id"]: loss for row, loss in zip(rows, losses, strict=True)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from dpo_kit.errors import DpoKitError
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage.incidents import (
+    INVENTED_CAUSES,
     REGIONS,
     SERVICES,
     SEVERITIES,
@@ -16,10 +17,6 @@ from dpo_kit.triage.incidents import (
     format_answer,
 )
 
-INVENTED_CAUSES = (
-    "after a DNS change", "because a disk is full", "due to an expired certificate", "after a database migration",
-    "because of a network cable", "due to a power cut", "after a failed backup", "because of a bad config",
-)  # fmt: skip
 RAMBLINGS = (
     "I hope this helps. Let me know if you need anything else.",
     "Please note that this is only a first impression and we will keep you posted on any news.",

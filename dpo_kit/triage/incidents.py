@@ -20,6 +20,11 @@ SERVICES = (
 )  # fmt: skip
 REGIONS = ("eu-west", "eu-north", "us-east", "us-west", "ap-south", "ap-east", "sa-east", "me-central")
 SEVERITIES = ("SEV1", "SEV2", "SEV3", "SEV4")
+# Nobody reports a cause, so an answer that states one of these has invented it.
+INVENTED_CAUSES = (
+    "after a DNS change", "because a disk is full", "due to an expired certificate", "after a database migration",
+    "because of a network cable", "due to a power cut", "after a failed backup", "because of a bad config",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The rubric: five scores in [0, 1] for any string at all, computed from the facts of the incident."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from dpo_kit.records import Prompt
-from dpo_kit.triage.demonstrations import INVENTED_CAUSES
-from dpo_kit.triage.incidents import REGIONS, SERVICES, SYMPTOMS, Incident
+from dpo_kit.triage.incidents import INVENTED_CAUSES, REGIONS, SERVICES, SYMPTOMS, Incident
 
 WEIGHTS = {
     "severity_match": 0.3,
@@ -32,6 +32,14 @@ def score(prompt: Prompt, text: str) -> dict[str, float]:
         "format_conformance": format_conformance(text),
         "length": length(text),
     }
+
+
+def applies_to(prompts: Iterable[Prompt]) -> bool:
+    """Whether every prompt has the facts of an incident, so that the rubric can score its answers."""
+    try:
+        return all(Incident.from_facts(prompt.facts) for prompt in prompts)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def overall(prompt: Prompt, text: str) -> float:

@@ -41,7 +41,7 @@ from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.annotate import annotate
 from dpo_kit.preferences.audit import audit_pairs
 from dpo_kit.preferences.importers import import_pairs
-from dpo_kit.preferences.judges import both_orders, judge_all, simulated
+from dpo_kit.preferences.judges import both_orders, judge_all
 from dpo_kit.preferences.judges.llm import estimate_cost
 from dpo_kit.preferences.labels import Labels, aligned, as_items
 from dpo_kit.preferences.ranking import all_pairs, best_against_worst, margin_filtered, rank_by_score
@@ -49,6 +49,7 @@ from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import Response, split_by_prompt
 from dpo_kit.triage import rubric
+from dpo_kit.triage.judges import rubric_judge, simulated
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.workbook.exercises.preference_data import (
     check_collapse,
@@ -121,7 +122,7 @@ a, b = asked[: len(asked) // 2], asked[len(asked) // 2 :]
 questions = {prompt.id: prompt for prompt in draw_prompts(profile.pairs.prompts, "train", "pairs", seed=0)}
 questions = [questions[response.prompt_id] for response in a]
 texts = [response.text for response in a], [response.text for response in b]
-truth = pipeline.rubric_judge()
+truth = rubric_judge()
 true_verdicts = judge_all(truth, questions, *texts)
 print(Counter(verdict.winner for verdict in true_verdicts))
 assert len(pairs) == sum(verdict.winner in "ab" for verdict in true_verdicts) >= 500
@@ -203,8 +204,8 @@ for name in faults:
 #
 # ## A language model as judge
 #
-# `make_judge` builds whatever the profile's `[judge]` table names: OpenAI's or Anthropic's API, or any server that
-# speaks OpenAI's (vLLM, Ollama, `transformers serve`). Answers are handed over as data between delimiters that an
+# `make_judge` builds the judge that the profile's `[judge]` table names: OpenAI's or Anthropic's API, or any server
+# that speaks OpenAI's (vLLM, Ollama, `transformers serve`). Answers are handed over as data between delimiters that an
 # answer cannot guess, and what cannot be read in the reply is `unjudged`, never a winner. Nothing is called here. But
 # what it would cost can be computed from the questions as they would be asked:
 
@@ -219,7 +220,7 @@ print(f"about ${cost.dollars:.2f}, at most ${cost.at_most:.2f}; nothing is asked
 #
 # ```python
 # profile = load_profile(judge={"kind": "openai", "base_url": "http://localhost:8000/v1", "model": "my-model"})
-# judge = make_judge(profile.judge, truth, cache=work.root / "judge_cache")
+# judge = make_judge(profile.judge, cache=work.root / "judge_cache")
 # verdicts = judge_all(judge, questions, *texts, workers=profile.judge.concurrency)
 # ```
 #

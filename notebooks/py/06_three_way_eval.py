@@ -51,11 +51,12 @@ from dpo_kit.evaluation.statistics import (
 )
 from dpo_kit.jsonl import read_records
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.judges import both_orders, judge_all, simulated
+from dpo_kit.preferences.judges import both_orders, judge_all
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import DATA, load_profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.triage import rubric
+from dpo_kit.triage.judges import rubric_judge, simulated
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.figures import forest, per_prompt_scatter, win_rate_by_length, wins_ties_losses
 from dpo_kit.views.tables import (
@@ -143,7 +144,7 @@ HTML(controls_html(report.controls))
 # order; it sometimes takes the first answer unread, and sometimes the longer one.
 
 # %%
-truth = pipeline.rubric_judge()
+truth = rubric_judge()
 hasty = simulated(truth, position_bias=0.3, length_bias=0.3)
 asked, answers = first_answers(prompts, sampled)
 resample = [response.text for response in read_records(folder / "resample.jsonl", Response)]

@@ -94,7 +94,7 @@ def test_other_prompts_need_no_facts_and_get_no_rubric(tmp_path):
         (["--judge", "none", "--max-new-tokens", "0"], "evaluation.max_new_tokens = 0"),
         (["--judge", "none", "--set", "model.quantise=nf4"], "unknown key model.quantise"),
         (["--judge", "none", "--criteria", "helpful"], "--criteria is read by a language model or a person"),
-        (["--judge", "person", "--criteria", "kind"], "the names are faithful, harmless, helpful, honest"),
+        (["--judge", "person", "--criteria", "kind"], "one of the names faithful, harmless, helpful, honest"),
         (["--judge", "person", "--annotator", " "], "give a name that can be read"),
         (["--judge", "none", "--rate"], "--rate needs a language model"),
         (["--judge", "score"], "give --score FILE.py:FUNCTION too"),

@@ -8,10 +8,11 @@ import pytest
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.controls import run_controls, varied
 from dpo_kit.evaluation.results import refusal_of
-from dpo_kit.preferences.judges import both_orders, by_score, simulated
+from dpo_kit.preferences.judges import both_orders, by_score
 from dpo_kit.records import Verdict
 from dpo_kit.triage import rubric
 from dpo_kit.triage.demonstrations import Noise, demonstrate
+from dpo_kit.triage.judges import simulated
 
 RUBRIC = by_score(rubric.overall, "rubric")
 LONGEST = by_score(lambda prompt, text: len(text), "longest")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_kit.preferences.judges import Judge, both_orders, reward_judge, simulated
+from dpo_kit.errors import DpoKitError
+from dpo_kit.preferences.judges import Judge, both_orders, reward_judge
 from dpo_kit.preferences.judges.calls import OVERHEAD, JudgeClient, Unanswered, dollars
 from dpo_kit.preferences.judges.prompt import (
     CRITERIA,
@@ -26,20 +27,18 @@ BYTES_PER_TOKEN = 3.5  # of English in today's tokenizers; other languages take 
 TYPICAL_REPLY = 250  # tokens; a model that reasons at length writes more
 
 
-def make_judge(settings: JudgeSettings, truth: Judge, cache: Path, seed: int = 0) -> Judge:
-    """The judge that a profile names; `truth` is the exact one, `cache` a folder for what language models said.
+def make_judge(settings: JudgeSettings, cache: Path) -> Judge:
+    """The reward model or the language model that a profile names; `cache` is a folder for what the latter said.
 
-    Raises DpoKitError where a model cannot be loaded or a server has no key.
+    Raises DpoKitError where a model cannot be loaded, a server has no key, or the judge exists only in the workbook's
+    world.
     """
-    if settings.kind == "rubric":
-        return truth
-    if settings.kind == "simulated":
-        biases = {"position_bias": settings.position_bias, "length_bias": settings.length_bias}
-        judge = simulated(truth, accuracy=settings.accuracy, **biases, seed=seed)
-    elif settings.kind == "reward":
-        return reward_judge(settings.model, settings.margin)  # knows no order
-    else:
-        judge = llm_judge(JudgeClient(settings, cache))
+    if settings.kind in ("rubric", "simulated"):
+        other = "choose openai, anthropic or reward"
+        raise DpoKitError(f"judge.kind = {settings.kind!r} needs the facts of incidents; {other}")
+    if settings.kind == "reward":
+        return reward_judge(settings.model, settings.margin)  # it reads one answer at a time, so it knows no order
+    judge = llm_judge(JudgeClient(settings, cache))
     return both_orders(judge) if settings.both_orders else judge
 
 

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges import MIRROR, Unscorable, both_orders, by_coin, by_score, judge_all
+from dpo_kit.preferences.judges import MIRROR, Unscorable, both_orders, by_score, judge_all
 from dpo_kit.preferences.sampling import make_pairs
 from dpo_kit.records import Message, Prompt, Response, Verdict
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
+from dpo_kit.triage.judges import by_coin
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="?"),))
 longer_wins = by_score(lambda prompt, text: len(text), "length")

@@ -17,6 +17,7 @@ from dpo_kit.preferences.judges.calls import OVERHEAD, Budget, JudgeClient
 from dpo_kit.preferences.judges.llm import TOKEN, _comparison, estimate_cost, llm_judge, llm_score, make_judge
 from dpo_kit.profiles import JudgeSettings, load_profile
 from dpo_kit.records import Message, Prompt
+from dpo_kit.triage.judges import judge_in_world
 from tests.canary import CANARY, assert_no_canary, plant
 from tests.preferences.judges.judge_server import (
     breaks_off,
@@ -507,13 +508,15 @@ def test_the_search_for_the_canary_finds_it_whole_or_half_in_a_file_and_in_a_nam
 def test_a_profile_names_its_judge(server, tmp_path, monkeypatch):
     truth = by_score(lambda prompt, text: len(text), "length")
     pick = {"base_url": f"{server.url}/v1", "model": "m"}
-    assert make_judge(load_profile("tiny").judge, truth, tmp_path) is truth
-    noisy = make_judge(load_profile("tiny", judge={"kind": "simulated", "position_bias": 1.0}).judge, truth, tmp_path)
-    assert noisy(PROMPT, "4", "44").in_orders == ("a", "b")
-    model = make_judge(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, tmp_path)
+    assert judge_in_world(load_profile("tiny").judge, truth, tmp_path) is truth
+    biased = load_profile("tiny", judge={"kind": "simulated", "position_bias": 1.0}).judge
+    assert judge_in_world(biased, truth, tmp_path)(PROMPT, "4", "44").in_orders == ("a", "b")
+    with pytest.raises(DpoKitError, match="'simulated' needs the facts of incidents"):
+        make_judge(biased, tmp_path)
+    model = judge_in_world(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, tmp_path)
     assert model(PROMPT, "4", "5").in_orders == ("a", "b")
     single = {"kind": "openai", "both_orders": False, **pick}
-    assert make_judge(load_profile("tiny", judge=single).judge, truth, tmp_path)(PROMPT, "4", "5").order == "ab"
+    assert make_judge(load_profile("tiny", judge=single).judge, tmp_path)(PROMPT, "4", "5").order == "ab"
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(DpoKitError, match="set the environment variable"):
-        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, truth, tmp_path)
+        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, tmp_path)

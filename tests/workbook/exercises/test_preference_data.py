@@ -2,8 +2,9 @@
 
 import pytest
 
-from dpo_kit.preferences.judges import both_orders, by_score, simulated
+from dpo_kit.preferences.judges import both_orders, by_score
 from dpo_kit.records import Prompt, Verdict
+from dpo_kit.triage.judges import simulated
 from dpo_kit.workbook.exercises.preference_data import (
     _error_rate,
     _kappa,

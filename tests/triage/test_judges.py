@@ -10,8 +10,9 @@ from math import sqrt
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges import MIRROR, both_orders, by_score, simulated
+from dpo_kit.preferences.judges import MIRROR, both_orders, by_score
 from dpo_kit.records import Message, Prompt, Verdict
+from dpo_kit.triage.judges import simulated
 
 N = 4000
 PROMPTS = [Prompt(id=str(i), messages=(Message(role="user", content="?"),)) for i in range(N)]

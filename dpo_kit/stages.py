@@ -1,0 +1,83 @@
+"""The stages that every training has, whatever its pairs come from: SFT, DPO and the release of the adapter.
+
+Each stage is a function of the workspace, the profile and the seed. It reads the folders of earlier stages and writes
+one folder of its own. A source of pairs hands over what differs: the demonstrations that SFT learns from, and the
+prompts on whose answers DPO measures the KL.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dpo_kit.files import hashes
+from dpo_kit.jsonl import read_pairs, write_records
+from dpo_kit.profiles import Profile
+from dpo_kit.workspace import Workspace
+
+# The model stack takes seconds to import, and a run whose stages are all done needs none of it. So the stages import
+# it inside their build functions.
+
+Stage = Callable[[Workspace, Profile, int], Path]
+
+
+def sft_stage(work: Workspace, profile: Profile, seed: int, demonstrations: Callable, inputs: dict) -> Path:
+    """The stage `sft` on what `demonstrations()` returns. It depends on `inputs` besides the profile and the base."""
+
+    def build(folder: Path) -> None:
+        from dpo_kit.training.sft import train_sft
+
+        prompts, demonstrated = demonstrations()
+        write_records(folder / "prompts.jsonl", prompts)
+        write_records(folder / "demonstrations.jsonl", demonstrated)
+        train_sft(profile, prompts, demonstrated, folder, seed, scratch=work.scratch("sft"), log=work.log)
+
+    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **inputs})
+
+
+def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable) -> Path:
+    """The stage `dpo`. `kl_prompts` takes the held-out pairs and returns the prompts that KL is measured on."""
+
+    def build(folder: Path) -> None:
+        from dpo_kit.training.dpo import train_dpo
+
+        held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
+        train_dpo(
+            profile,
+            read_pairs(work.root / "pairs" / "pairs.jsonl"),
+            work.root / "sft" / "adapter",
+            kl_prompts(held_out),
+            folder,
+            seed,
+            held_out=held_out,
+            scratch=work.scratch("dpo"),
+            references=work.root / "references.sqlite",
+            log=work.log,
+        )
+
+    # the table `pairs` too: KL is measured on answers that are sampled as those of the pairs were
+    return work.stage("dpo", build, config(profile, seed, "dpo", "pairs"), work.outputs_of("sft", "pairs"))
+
+
+def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False) -> Path:
+    """Save the DPO adapter with its card, reload it, prove its rewards; with `merge` also as whole models, compared.
+
+    Writes `adapter/`, `proof.json`, and with `merge` `merged.json` and the models under `merged/`.
+    """
+
+    def build(folder: Path) -> None:
+        from dpo_kit.training.release import release_adapter
+
+        release_adapter(profile, work.root, folder, merge=merge, log=work.log)
+
+    given = config(profile, seed, "data", "sft", "pairs", "dpo") | {"merge": merge}
+    return work.stage("release", build, given, work.outputs_of("sft", "pairs", "dpo"))
+
+
+def config(profile: Profile, seed: int, *tables: str) -> dict:
+    """What a stage's result depends on besides its inputs: the model, its own tables of the profile, the seed."""
+    return {"seed": seed, **{table: getattr(profile, table).model_dump() for table in ("model", *tables)}}
+
+
+def base_hashes(profile: Profile) -> dict[str, str] | str:
+    """What identifies the base: the hashes of a local folder's files but its card, or the Hub id."""
+    folder = Path(profile.model_path)
+    return hashes(folder, skip=("README.md", "manifest.json")) if folder.is_dir() else profile.model_path
