@@ -56,7 +56,7 @@ def regression_suite(
         for task, answer in zip(tasks, arm.answer(prompts, sampling, store), strict=True):
             if isinstance(answer, Response):
                 passes = float(passed(task["check"], task["expected"], answer.text))
-                measured[task["kind"]][task["id"]] = measured["all_tasks"][task["id"]] = passes
+                measured["all_tasks"][task["id"]] = measured[task["kind"]][task["id"]] = passes
         columns[arm.name] = dict(measured)
         arm.release()
     names = (before.name, after.name)

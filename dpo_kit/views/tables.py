@@ -107,7 +107,7 @@ def number(value: float | None, sign: str = "") -> str:
     """Three decimals, of large numbers fewer; a dash where there is no number."""
     if value is None:
         return "–"
-    return f"{value:{sign}.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
+    return f"{value:{sign}z.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
 
 
 def interval(given: Interval | None, sign: str = "") -> str:
@@ -140,13 +140,15 @@ def pairwise_sentence(
 
 
 def power_sentence(comparison: Comparison) -> str:
-    """The smallest effects that so many prompts would have shown with 80% power."""
+    """The smallest effects that so many prompts would have shown with 80% power; "" where nothing was to be shown."""
     could = {name: metric.difference.could_see for name, metric in comparison.metrics.items()}
     seen = [f"{metric_name(name)} {size:.3f}" for name, size in could.items() if size]
     parts = ["a true difference of " + ", ".join(seen)] if seen else []
     if comparison.pairwise and comparison.judged:
         decided, rate = comparison.pairwise.wins + comparison.pairwise.losses, comparison.judged.could_see
         parts.append(f"{f'a win rate of {rate:.0%}' if rate else 'no win rate'} on {decided} decided prompts")
+    if not comparison.metrics and not comparison.pairwise:
+        return ""
     could_have = "; ".join(parts)
     return f"With 80% power this run could have seen {could_have or 'no effect of any size'}."
 
@@ -164,6 +166,11 @@ def notes(comparison: Comparison) -> list[str]:
     why = f"; why: {because}" if because else ""
     left = [f"{unjudged} prompts are unjudged: they count for neither arm and are no ties{why}"] if unjudged else []
     left += [f"{n} answers of {arm_name(arm)} have no score" for arm, n in comparison.unscored.items() if n]
+    left += [
+        f"reward rows: implicit rewards of {arm_name(row.policy)} against {arm_name(row.reference)} on {row.n} held-out "
+        f"pairs, beta {row.beta:g}; they show what was learned of the pairs, and not that answers are better"
+        for row in getattr(comparison, "held_out", ())
+    ]
     length = comparison.judged and comparison.judged.length_controlled
     return [*missing, *left, *comparison.warnings, *(length.warnings if length else ())]
 
@@ -267,12 +274,17 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for *cells, verdict in rows:
         table.add_row(*map(literal, cells), short(verdict))
     console.print(table)
+    # how many prompts a difference would need is said of what was to be shown, not of every side figure
+    aside = {
+        metric_name(name) for name in (*report.heuristics, *(report.regression.tasks if report.regression else ()))
+    }
     longer: dict[str, list[str]] = {}
     for metric, *_, verdict in rows:
-        if short(verdict) != verdict:
+        if short(verdict) != verdict and not (metric in aside and verdict.startswith("inconclusive: needs")):
             longer.setdefault(verdict, []).append(metric)
     sentences = [f"{', '.join(metrics)}: {verdict}" for verdict, metrics in longer.items()]
-    sentences += [pairwise_sentence(report.pairwise, report.primary, report.refusal), power_sentence(report)]
+    sentences.append(pairwise_sentence(report.pairwise, report.primary, report.refusal))
+    sentences += filter(None, [power_sentence(report)])
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
     for control in report.controls:

@@ -1,6 +1,7 @@
 """`evaluate` on a real adapter and a reader's own prompts: without a judge, with a score, with a person."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_kit.cli import main
+from dpo_kit.cli import main, parser
 from dpo_kit.jsonl import read_jsonl, read_pairs
 from dpo_kit.profiles import ROOT
 from dpo_kit.views.report import read_report
@@ -46,7 +47,8 @@ def test_an_adapter_is_compared_with_its_base_on_own_prompts_without_any_option(
     out = " ".join(capsys.readouterr().out.split())
     assert "no judge was asked: that of profile tiny (rubric) knows only the workbook's incidents" in out
     assert "distinct bigrams" in out
-    assert "distinct bigrams" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("distinct bigrams") < page.index("Greedy answers"), "the table stands there without a judge too"
 
 
 def test_held_out_pairs_and_forgetting_are_measured_and_greedy_alone_is_enough(
@@ -67,6 +69,7 @@ def test_held_out_pairs_and_forgetting_are_measured_and_greedy_alone_is_enough(
     assert report.regression.log_loss.difference.n == 2
     assert report.regression.tasks["all_tasks"].difference.n == 10
     out = " ".join(capsys.readouterr().out.split())
+    assert f"implicit rewards of SFT+DPO against Base on {len(pairs)} held-out pairs, beta 0.25" in out
     for row in ("reward accuracy", "reward margin", "log-loss, bits/byte", "tasks passed"):
         assert row in out
     assert f"{len(pairs)} of {len(pairs)} held-out pairs have a prompt that is among the training pairs" in out
@@ -183,6 +186,23 @@ def test_without_a_keyboard_a_person_cannot_judge(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("builtins.input", closed)
     assert evaluate(tmp_path, *answers_of_two(tmp_path), "--judge", "person") == (2, None)
     assert "nobody is at the keyboard: 0 of 12 pairs are labelled" in capsys.readouterr().err
+
+
+def test_the_page_on_evaluation_names_only_options_that_exist():
+    page = (ROOT / "docs" / "evaluation.md").read_text().replace("lm_eval", "\n    lm_eval")
+    named = {
+        option
+        for paragraph in page.split("\n\n")
+        if "lm_eval" not in paragraph
+        for option in re.findall(r"(?<!\w)--[a-z][a-z-]+", paragraph)
+    }
+    known = set(re.findall(r"--[a-z-]+", parser_help())) | {"--help"}
+    assert {"--judge", "--regression", "--heldout-pairs"} <= named <= known
+
+
+def parser_help():
+    commands = next(action for action in parser()._actions if action.dest == "command")
+    return commands.choices["evaluate"].format_help()
 
 
 def test_no_prompts_and_a_refused_verdict_say_so(tmp_path, capsys):
