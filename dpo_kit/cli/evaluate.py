@@ -297,8 +297,8 @@ def _with_weights(
     if not isinstance(arms[primary[1]], ModelArm):
         raise DpoKitError(f"--heldout-pairs: arm {primary[1]} is the reference and has no weights here, so there are "
                           "no log-probs; give a model or `base` as the control of --primary")  # fmt: skip
-    measured = [arm for name, arm in arms.items()
-                if name != primary[1] and isinstance(arm, ModelArm) and (arm.folder or not arm.base.shared)]  # fmt: skip
+    trained = [arm for arm in arms.values() if isinstance(arm, ModelArm) and (arm.folder or not arm.base.shared)]
+    measured = [arm for arm in trained if arm.name != primary[1]]
     if not measured:
         raise DpoKitError(
             f"--heldout-pairs: no other arm than {primary[1]} was trained here; give an adapter or a model"

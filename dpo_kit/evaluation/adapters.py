@@ -29,7 +29,7 @@ def profile_of_adapters(folders: Iterable[Path], name: str | None, typed: Overri
     Raises DpoKitError where two records disagree in what the user did not type, where a record cannot be used, and
     where it names another base than the user did.
     """
-    records = {folder: record for folder in folders if (record := read_record(folder)) is not None}
+    records = {folder: record for folder in folders if (record := _record(folder)) is not None}
     shipped = (record.get("profile") for record in records.values() if record.get("profile") in profile_names())
     name = name or os.environ.get("DPO_KIT_PROFILE") or next(shipped, None)
     chosen = load_profile(name, **typed)
@@ -48,9 +48,18 @@ def profile_of_adapters(folders: Iterable[Path], name: str | None, typed: Overri
 
 def beta_of(folder: Path | None, default: float) -> float:
     """The beta that an adapter was trained with, from its record; `default` where there is none, or no usable one."""
-    record = read_record(folder) if folder else None
+    record = _record(folder) if folder else None
     beta = (record or {}).get("dpo", {}).get("beta")
     return float(beta) if type(beta) in (int, float) and 0 < beta < float("inf") else default
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """An adapter's record, whose tables are tables. Raises DpoKitError as `read_record` does."""
+    record = read_record(folder)
+    for table in ("model", "dpo"):
+        if record is not None and not isinstance(record.get(table, {}), dict):
+            raise DpoKitError(f"{folder / RECORD}: {table!r} is no table; restore it, or remove it and use --model")
+    return record
 
 
 def _agreed(records: Mapping[Path, dict], without: set[str]) -> tuple[dict[str, Any], dict[str, Path]]:

@@ -8,6 +8,7 @@ touched a good part of them shows, a change of a few bytes may not.
 import hashlib
 import json
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,6 @@ def write_fingerprint(model: PeftModel, adapter: Path) -> None:
         write_atomically(adapter / FINGERPRINT, json.dumps(origin, indent=1) + "\n")
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What an adapter says of its own training, from its `dpo_kit.json`: `profile`, and the tables `model` and `dpo`.
-
-    None where it has no such file. Nothing in it is to be trusted: whoever wrote the adapter wrote the record too.
-    Raises DpoKitError where the file cannot be read, is no JSON object, or holds a table that is none.
-    """
-    path, cure = folder / RECORD, "restore it, or remove it and give --profile and --model"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DpoKitError(f"{path}: not readable as JSON ({str(error).splitlines()[0]}); {cure}") from None
-    if not isinstance(record, dict):
-        raise DpoKitError(f"{path}: a JSON object was expected, found {type(record).__name__}; {cure}")
-    for table in ("model", "dpo"):
-        if not isinstance(record.get(table, {}), dict):
-            raise DpoKitError(f"{path}: {table!r} is no table; {cure}")
-    return record
-
-
 def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
     """Raises DpoKitError where `adapter` was trained on another base; warns where it does not say on which."""
     found = base_fingerprint(model)
@@ -92,6 +72,25 @@ def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None
             f"{adapter}: this adapter was trained on another base, whose {' and '.join(differing)} differ from that of "
             f"{_folder(model)}; load the base it was trained on, or train it on this one"
         )
+
+
+def write_record(adapter: Path, settings: dict[str, Any]) -> None:
+    """Write `dpo_kit.json` into an adapter's folder: the settings that it was trained with, as plain data."""
+    record = {"version": version("dpo_kit"), **settings}
+    write_atomically(adapter / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(adapter: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None where there is no record. Raises DpoKitError where it is no JSON object.
+
+    Whoever made the adapter wrote it. Nothing may be downloaded or run because it says so.
+    """
+    try:
+        return dict(json.loads((adapter / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise DpoKitError(f"{adapter / RECORD}: not a JSON object; restore it, or remove it and use --model") from None
 
 
 def _folder(model: PreTrainedModel | PeftModel) -> Path | None:

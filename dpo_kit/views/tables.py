@@ -167,8 +167,8 @@ def notes(comparison: Comparison) -> list[str]:
     left = [f"{unjudged} prompts are unjudged: they count for neither arm and are no ties{why}"] if unjudged else []
     left += [f"{n} answers of {arm_name(arm)} have no score" for arm, n in comparison.unscored.items() if n]
     left += [
-        f"reward rows: implicit rewards of {arm_name(row.policy)} against {arm_name(row.reference)} on {row.n} held-out "
-        f"pairs, beta {row.beta:g}; they show what was learned of the pairs, and not that answers are better"
+        f"reward rows: implicit rewards of {arm_name(row.policy)} against {arm_name(row.reference)} on {row.n} "
+        f"held-out pairs, beta {row.beta:g}; they show what was learned of the pairs, and not that answers are better"
         for row in getattr(comparison, "held_out", ())
     ]
     length = comparison.judged and comparison.judged.length_controlled

@@ -94,8 +94,8 @@ def test_a_folder_is_the_base_where_its_files_are_those_that_the_adapter_lists(a
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not readable as JSON"),
-        ("[1]", "a JSON object was expected, found list"),
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
         ('{"model": 3}', "'model' is no table"),
         ('{"model": {"quantize": "int3"}}', "model.quantize = 'int3'"),
         ('{"model": {"quantise": "nf4"}}', "unknown key model.quantise"),
