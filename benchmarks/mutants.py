@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,13 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+def importers(tree: Path, path: str) -> list[str]:
+    """The tests of a file's room that import this file."""
+    module = re.compile(rf"\b{'[.]'.join(Path(path).with_suffix('').parts).removesuffix('[.]__init__')}\b")
+    files = sorted((tree / "tests" / Path(path).parts[1]).rglob("test_*.py"))
+    return [str(file.relative_to(tree)) for file in files if module.search(file.read_text(encoding="utf-8"))]
+
+
 def failure(tree: Path, tests: list[str], seconds: float | None = None) -> str | None:
     """Which test fails first in a tree, or what else ends the run, such as its time; None where all pass."""
     # without bytecode: a file changed within a second and to the same size would be taken for the one before
@@ -180,7 +188,9 @@ def tried(chosen: list[Mutant], out: Path) -> Iterator[dict]:
                     longest[room] = 4 * (time.monotonic() - started)
                 right, wrong = (tree / mutant.path).read_text(), mutant.applied(tree)
                 (tree / mutant.path).write_text(wrong)
-                known[diff] = {"diff": diff, "killed_by": failure(tree, TESTS[room], longest[room]), "code": code}
+                own = importers(tree, mutant.path)  # these tests kill most mutants, in a tenth of the room's time
+                killer = (own and failure(tree, own, longest[room])) or failure(tree, TESTS[room], longest[room])
+                known[diff] = {"diff": diff, "killed_by": killer, "code": code}
                 (tree / mutant.path).write_text(right)
                 print(json.dumps(known[diff]), file=file, flush=True)
             yield known[diff]

@@ -190,12 +190,12 @@ def _difference(
     interval = statistics.paired_difference(*zip(*pairs, strict=True), sources, bounds)
     gains = [a - b for a, b in pairs]
     # on pass/fail scores this is McNemar's test; on others, the sign test on prompts where the two differ
-    sign = statistics.mcnemar([gain > 0 for gain in gains], [gain < 0 for gain in gains])
+    p_value = statistics.sign_test(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
     return Difference(
         **contrast,
         interval=interval,
-        p_value=sign.p_value,
-        p_holm=sign.p_value,
+        p_value=p_value,
+        p_holm=p_value,
         verdict=statistics.verdict_text(interval, len(both), smallest),
         could_see=statistics.smallest_effect(len(both), stdev(gains)) if stdev(gains) else 0.0,
     )

@@ -11,12 +11,11 @@ in one run of twenty, and a reader who sees that often learns to ignore it.
 """
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.results import Control, Pairwise
-from dpo_kit.evaluation.statistics import pairwise
+from dpo_kit.evaluation.statistics import most_common_share, pairwise
 from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import Prompt
 
@@ -96,8 +95,8 @@ def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
     strong judge (Zheng et al., arXiv 2410.07137). One that changes a word from prompt to prompt still has one length.
     """
     texts = [answer for answer in answers if isinstance(answer, str)]
-    same_text = _most_common_share(texts)
-    same_length = _most_common_share([len(answer) if isinstance(answer, str) else answer for answer in answers])
+    same_text = most_common_share(texts)
+    same_length = most_common_share([len(answer) if isinstance(answer, str) else answer for answer in answers])
     share, what = (same_text, "text") if same_text >= NEARLY_ALL else (same_length, "length")
     return Control(
         name=f"varied answers of {arm}",
@@ -105,7 +104,3 @@ def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
         passed=len(answers) < 2 or share < NEARLY_ALL,
         found=f"the most common {what} is that of {share:.0%} of {len(answers)} answers",
     )
-
-
-def _most_common_share(values: Sequence) -> float:
-    return Counter(values).most_common(1)[0][1] / len(values) if values else 0.0

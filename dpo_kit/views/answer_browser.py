@@ -5,7 +5,9 @@ escaped and its hidden characters are shown. Of a very long answer the start is 
 """
 
 from collections.abc import Sequence
-from html import escape
+from functools import cache
+
+from jinja2 import Environment, PackageLoader
 
 from dpo_kit.records import Prompt, Response
 from dpo_kit.views.tables import arm_name, metric_name
@@ -13,17 +15,15 @@ from dpo_kit.visible import reveal
 
 CLIP = 2000  # characters of an answer that are shown
 GROUPS = {"b": "lost", "a": "won", "tie": "tied", "unjudged": "unjudged", None: "not compared"}
-STYLE = """<style>
-.answer-browser summary { cursor: pointer; padding: .35rem 0; overflow-wrap: anywhere; }
-.answer-browser .group > summary { font-weight: 600; }
-.answer-browser .prompt { margin: .2rem 0 .2rem .8rem; }
-.answer-browser .answers { display: grid; gap: .7rem; }
-@media (min-width: 641px) { .answer-browser .answers { grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); } }
-.answer-browser .answers > div { border: 1px solid #8886; border-radius: .5rem; padding: .6rem .7rem; min-width: 0; }
-.answer-browser pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: .35rem 0 0; padding: 0;
-  max-height: 22rem; overflow: auto; background: none; color: inherit; }
-.answer-browser .why { font-size: .85rem; opacity: .75; overflow-wrap: anywhere; margin: .4rem 0; }
-</style>"""
+
+
+@cache
+def templates() -> Environment:
+    """The package's templates. They escape all text that is put into them."""
+    environment = Environment(loader=PackageLoader("dpo_kit", "views"), autoescape=True)
+    environment.globals.update(arm_name=arm_name, metric_name=metric_name, clip=CLIP)
+    environment.filters["reveal"] = reveal
+    return environment
 
 
 def answer_browser(
@@ -41,43 +41,20 @@ def answer_browser(
     texts = {}
     for response in sorted(responses, key=lambda r: -1 if r.seed is None else r.seed):
         texts.setdefault((response.prompt_id, response.arm), response.text)
-    by_id = {prompt.id: prompt for prompt in prompts}
-    groups = {winner: [row for row in per_prompt if row["winner"] == winner] for winner in GROUPS}
-    made = [
-        _group(f"{arm_name(primary[0])} {GROUPS[winner]}", GROUPS[winner], rows, by_id, texts, limit)
-        for winner, rows in groups.items()
-        if rows
-    ]
-    return f'{STYLE}<div class="answer-browser">{"".join(made)}</div>'
+    groups = {name: [row for row in per_prompt if row["winner"] == winner] for winner, name in GROUPS.items()}
+    return (
+        templates()
+        .get_template("answer_browser.html.jinja")
+        .render(
+            prompts={prompt.id: prompt for prompt in prompts},
+            groups={name: rows for name, rows in groups.items() if rows},
+            texts=texts,
+            primary=primary,
+            limit=limit,
+        )
+    )
 
 
 def shown(text: str) -> str:
     """An answer as HTML that cannot run or hide anything: escaped, hidden characters shown, clipped, never empty."""
-    return f"<pre>{_readable(text)}</pre>" if text else "<em>(empty answer)</em>"
-
-
-def _group(title, kind, rows, by_id, texts, limit) -> str:
-    kept = rows[:limit]
-    count = f"{len(rows)}" if len(kept) == len(rows) else f"first {len(kept)} of {len(rows)}"
-    cards = "".join(_card(row, by_id[row["prompt_id"]], texts) for row in kept)
-    opened = " open" if kind == "lost" else ""
-    start = f'<details class="group" data-outcome="{kind}"{opened}><summary>{escape(title)}: {count}</summary>'
-    return f"{start}{cards}</details>"
-
-
-def _card(row: dict, prompt: Prompt, texts: dict) -> str:
-    why = f'<p class="why">{_readable(row["reason"])}</p>' if row["reason"] else ""
-    answers = "".join(_answer(arm, texts.get((prompt.id, arm)), scores) for arm, scores in row["scores"].items())
-    asked = _readable(prompt.text)
-    return f'<details class="prompt"><summary>{asked}</summary>{why}<div class="answers">{answers}</div></details>'
-
-
-def _answer(arm: str, text: str | None, scores: dict[str, float]) -> str:
-    told = ", ".join(f"{metric_name(metric)} {value:.2f}" for metric, value in scores.items())
-    body = "<em>(no answer)</em>" if text is None else shown(text)
-    return f'<div><strong>{escape(arm_name(arm))}</strong><div class="why">{escape(told)}</div>{body}</div>'
-
-
-def _readable(text: str) -> str:
-    more = f" <em>… {CLIP:,} of {len(text):,} characters shown</em>" if len(text) > CLIP else ""
-    return escape(reveal(text[:CLIP])) + more
+    return templates().get_template("answer_browser.html.jinja").module.shown(text)

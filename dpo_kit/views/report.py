@@ -14,17 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.results import Report, from_data
 from dpo_kit.files import write_atomically
 from dpo_kit.jsonl import write_jsonl
 from dpo_kit.records import Prompt, Response
-from dpo_kit.views.answer_browser import answer_browser
+from dpo_kit.views.answer_browser import answer_browser, templates
 from dpo_kit.views.figures import evaluation_figures
 from dpo_kit.views.tables import (
-    arm_name,
     controls_html,
     further_tables,
     notes,
@@ -55,22 +53,24 @@ def write_report(
         {"title": name, "html": _embed(figure, plotly_js=i == 0), "description": told, "broad": name == TRAINING}
         for i, (name, (figure, told)) in enumerate(figures.items())
     ]
-    environment = Environment(loader=PackageLoader("dpo_kit", "views"), autoescape=True)
-    environment.globals.update(arm_name=arm_name)
     filters = f"<script>{Path(__file__).with_name('report.js').read_text(encoding='utf-8')}</script>"
-    html = environment.get_template("report.html.jinja").render(
-        report=report,
-        policy=_policy([filters, *(figure["html"] for figure in drawn)]),
-        title=title(report),
-        table=summary_html(report, report.refusal),
-        controls=controls_html(report.controls),
-        pairwise=pairwise_sentence(report.pairwise, report.primary, report.refusal),
-        power=power_sentence(report),
-        notes=notes(report),
-        figures=drawn,
-        browser=answer_browser(prompts, responses, report.outcomes, report.primary),
-        tables=further_tables(report),
-        filters=filters,
+    html = (
+        templates()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            policy=_policy([filters, *(figure["html"] for figure in drawn)]),
+            title=title(report),
+            table=summary_html(report, report.refusal),
+            controls=controls_html(report.controls),
+            pairwise=pairwise_sentence(report.pairwise, report.primary, report.refusal),
+            power=power_sentence(report),
+            notes=notes(report),
+            figures=drawn,
+            browser=answer_browser(prompts, responses, report.outcomes, report.primary),
+            tables=further_tables(report),
+            filters=filters,
+        )
     )
     write_jsonl(folder / "outcomes.jsonl", report.outcomes)
     write_atomically(folder / "report.html", html)

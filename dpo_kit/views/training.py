@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -102,14 +103,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Exponentially weighted running mean over about ten values, or a twentieth of a long log; a NaN is left out."""
-    keep = 1 - 2 / (max(10, len(values) // 20) + 1)
-    total, weight, means = 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total, keep * weight
-        if math.isfinite(value):
-            total, weight = total + value, weight + 1
-        means.append(total / weight if weight else math.nan)
-    return means
+    return pd.Series(values, dtype=float).ewm(span=max(10, len(values) // 20)).mean().tolist()
 
 
 def frontier(rows: Sequence[dict], gain: str = HELD_OUT) -> list[tuple[float, float, float]]:

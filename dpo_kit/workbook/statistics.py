@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import statsmodels.api as sm
 from scipy.stats import norm
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
@@ -74,6 +75,29 @@ def preference_rate(preferences: Sequence[float]) -> PreferenceRate:
         raise ValueError("at least two preferences are needed, all in [0, 1]; leave unjudged prompts out")
     discrete = np.mean((worth > 0.5) + 0.5 * (worth == 0.5))
     return PreferenceRate(float(worth.mean()), float(worth.std(ddof=1) / len(worth) ** 0.5), float(discrete))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Prompts that only one of the two arms passed, and the exact two-sided p-value."""
+
+    only_treated: int
+    only_control: int
+    p_value: float
+
+
+def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNemar:
+    """Exact McNemar test (1947): would a fair coin split the prompts that just one arm passed as unevenly?
+
+    Misleads where the size of the difference is wanted (see `paired_difference`), or where prompts share sources.
+    Raises ValueError where the two sequences differ in length.
+    """
+    treated, control = np.asarray(treated_pass, bool), np.asarray(control_pass, bool)
+    if treated.shape != control.shape:
+        raise ValueError(f"passes must be paired by prompt: {treated.size} and {control.size}")
+    only_treated, only_control = int((treated & ~control).sum()), int((~treated & control).sum())
+    table = [[0, only_treated], [only_control, 0]]
+    return McNemar(only_treated, only_control, min(1.0, float(statsmodels_mcnemar(table, exact=True).pvalue)))
 
 
 def bradley_terry(

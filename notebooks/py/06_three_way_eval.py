@@ -41,7 +41,6 @@ from dpo_kit.evaluation.controls import run_controls
 from dpo_kit.evaluation.results import refusal_of
 from dpo_kit.evaluation.statistics import (
     holm,
-    mcnemar,
     paired_difference,
     pairwise,
     position_bias,
@@ -75,7 +74,7 @@ from dpo_kit.workbook.figures.evaluation import rate_by_k, rates_compared, sprea
 from dpo_kit.workbook.figures.theory import lines
 from dpo_kit.workbook.reflection import reflection
 from dpo_kit.workbook.show import show
-from dpo_kit.workbook.statistics import decisive_prompts_needed, kappa, prompts_needed
+from dpo_kit.workbook.statistics import decisive_prompts_needed, kappa, mcnemar, prompts_needed
 from dpo_kit.workspace import Workspace, default_workdir
 
 profile = load_profile()

@@ -23,11 +23,12 @@ def no_profile_is_set(monkeypatch):
 def adapter(tmp_path):
     """Makes adapter folders with a record: `adapter("a", profile="tiny", **changes of the table model)`."""
 
-    def make(name, profile="tiny", beta=0.3, base=None, **model):
+    def make(name, profile="tiny", beta=0.3, base=None, evaluation=None, **model):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "adapter_config.json").write_text("{}")
         tables = {"model": {**TINY.model.model_dump(), **model}, "dpo": {"beta": beta}}
+        tables["evaluation"] = {**TINY.evaluation.model_dump(), **(evaluation or {})}
         (folder / "dpo_kit.json").write_text(json.dumps({"profile": profile, **tables, "data": {}}))
         if base is not None:
             (folder / "base.json").write_text(json.dumps(base))
@@ -81,8 +82,32 @@ def test_another_base_is_named_and_not_loaded(adapter):
     assert profile_of_adapters([folder], None, {"model": {"path": "someone/else"}}).model.path == "someone/else"
 
 
+def test_lengths_of_answers_come_from_the_record_unless_a_profile_was_named(adapter):
+    folder = adapter("a", profile="my own", evaluation={"max_new_tokens": 7})
+    assert profile_of_adapters([folder], None, {}).evaluation.max_new_tokens == 7
+    assert profile_of_adapters([folder], "tiny", {}).evaluation.max_new_tokens == TINY.evaluation.max_new_tokens
+    typed = {"evaluation": {"max_new_tokens": 9}}
+    assert profile_of_adapters([folder], None, typed).evaluation.max_new_tokens == 9
+
+
+def test_the_profiles_own_base_is_known_by_its_files_wherever_it_lay(adapter):
+    folder = adapter("a", path="/elsewhere/tiny-base", base=folder_fingerprint(Path(TINY.model_path)))
+    assert profile_of_adapters([folder], None, {}).model.path == TINY.model.path
+    same = adapter("b", path=TINY.model_path)
+    assert profile_of_adapters([folder, same], None, {}).model.path == TINY.model.path
+
+
+def test_two_bases_are_two_evaluations(adapter, tmp_path):
+    copy = shutil.copytree(TINY.model_path, tmp_path / "copy")
+    (Path(copy) / "model.safetensors").write_bytes(b"other")
+    folders = [adapter("a"), adapter("b", path=str(copy), base=folder_fingerprint(Path(copy)))]
+    with pytest.raises(DpoKitError, match=r"were trained on two bases, .* evaluate them in two runs"):
+        profile_of_adapters(folders, None, {})
+
+
 def test_a_folder_is_the_base_where_its_files_are_those_that_the_adapter_lists(adapter, tmp_path):
     copy = shutil.copytree(TINY.model_path, tmp_path / "copy")
+    (Path(copy) / "model.safetensors").write_bytes(b"another model")
     right, wrong = folder_fingerprint(Path(copy)), {"weights": "0"}
     folder = adapter("a", path=str(copy), base=right)
     assert profile_of_adapters([folder], None, {}).model.path == str(copy)

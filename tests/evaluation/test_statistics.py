@@ -14,7 +14,6 @@ from statsmodels.stats.proportion import proportion_confint
 from dpo_kit.evaluation.statistics import (
     Interval,
     holm,
-    mcnemar,
     mean_interval,
     paired_difference,
     pairwise,
@@ -24,7 +23,7 @@ from dpo_kit.evaluation.statistics import (
 )
 from dpo_kit.evaluation.statistics.intervals import tango
 from dpo_kit.records import Verdict
-from dpo_kit.workbook.statistics import decisive_prompts_needed, prompts_needed
+from dpo_kit.workbook.statistics import decisive_prompts_needed, mcnemar, prompts_needed
 
 fifths = st.lists(st.tuples(*[st.integers(0, 5).map(lambda i: i / 5)] * 2), min_size=2, max_size=40)
 counts = st.integers(0, 40)

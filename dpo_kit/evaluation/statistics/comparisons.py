@@ -1,16 +1,14 @@
 """Two arms on the same prompts: which one wins how often, and whether a fair coin would have done as well.
 
-Here are win rates, the sign test, McNemar's test and best of K. Tests that were looked at together are corrected by
+Here are win rates, the sign test and best of K. Tests that were looked at together are corrected by
 Holm's method.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import comb
 from scipy.stats import binomtest
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -21,13 +19,12 @@ from dpo_kit.records import Verdict
 WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """Prompts that only one of the two arms passed, and the exact two-sided p-value."""
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided p-value of `wins` against `losses`: would a fair coin split them as unevenly?
 
-    only_treated: int
-    only_control: int
-    p_value: float
+    On prompts that an arm passes or fails this is McNemar's test (1947). Without a win or a loss p is 1.
+    """
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def preferences(verdicts: Sequence[Verdict]) -> np.ndarray:
@@ -52,7 +49,7 @@ def pairwise(verdicts: Sequence[Verdict], clusters: Sequence[Hashable] | None = 
         return Pairwise(wins, ties, losses, unjudged, None, 0.0, 1.0, 1.0, None, win_rate)
     low, high = map(float, proportion_confint(wins, decisive, method="wilson"))
     exact = Interval(wins / decisive, *map(float, proportion_confint(wins, decisive, method="beta")))
-    p_value = float(binomtest(wins, decisive).pvalue)
+    p_value = sign_test(wins, losses)
     return Pairwise(wins, ties, losses, unjudged, wins / decisive, low, high, p_value, exact, win_rate)
 
 
@@ -60,20 +57,6 @@ def _win_rate(worth: np.ndarray, clusters: Sequence[Hashable] | None) -> Interva
     judged = ~np.isnan(worth)
     of = None if clusters is None else [c for c, keep in zip(clusters, judged, strict=True) if keep]
     return mean_interval(worth[judged], of)
-
-
-def mcnemar(treated_pass: Sequence[bool], control_pass: Sequence[bool]) -> McNemar:
-    """Exact McNemar test (1947): would a fair coin split the prompts that just one arm passed as unevenly?
-
-    Misleads where the size of the difference is wanted (see `paired_difference`), or where prompts share sources.
-    Raises ValueError where the two sequences differ in length.
-    """
-    treated, control = np.asarray(treated_pass, bool), np.asarray(control_pass, bool)
-    if treated.shape != control.shape:
-        raise ValueError(f"passes must be paired by prompt: {treated.size} and {control.size}")
-    only_treated, only_control = int((treated & ~control).sum()), int((~treated & control).sum())
-    table = [[0, only_treated], [only_control, 0]]
-    return McNemar(only_treated, only_control, min(1.0, float(statsmodels_mcnemar(table, exact=True).pvalue)))
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:

@@ -6,7 +6,7 @@ length difference, show whether the answer wins or its length.
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import statsmodels.api as sm
@@ -67,7 +67,7 @@ def length_controlled(
             f"the treated arm's answer is as long or {side} on only {min(longer, shorter):.0%} of prompts: "
             "equal lengths are extrapolated"
         )
-    if (share := same_length_share(treated_lengths)) > 0.5:
+    if (share := most_common_share(treated_lengths)) > 0.5:
         warned.append(f"{share:.0%} of the treated arm's answers have the same length: is it one constant answer?")
     raw = mean_interval(worth)
     fitted = _at_equal_lengths(worth, difference)
@@ -77,12 +77,12 @@ def length_controlled(
     return LengthControlled(raw, controlled, effect, extrapolates, tuple(warned))
 
 
-def same_length_share(lengths: Sequence[float]) -> float:
-    """The share of answers that have the most common length: 1 for a constant answer, small for honest ones.
+def most_common_share(values: Sequence[Hashable]) -> float:
+    """The share of answers, or of their lengths, that are the most common one: 1 for a constant answer, 0 for none.
 
     Misleads for very short answers (labels, numbers), which share lengths although they differ.
     """
-    return Counter(map(float, lengths)).most_common(1)[0][1] / len(lengths)
+    return Counter(values).most_common(1)[0][1] / len(values) if len(values) else 0.0
 
 
 def by_length_quartile(
