@@ -91,6 +91,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     arms = {arm.name: arm for arm in (parse_arm(text, base) for text in arguments.arms)}
     primary = _primary(arguments.primary, [text.partition("=")[0] for text in arguments.arms])
     measured = _with_weights(arms, primary, held_out)
+    if arguments.controls < 0:
+        raise DpoKitError(
+            f"--controls {arguments.controls}: give the number of prompts that they run on, or 0 for none"
+        )
+    if arguments.regression and (ready := [arm for arm in primary if isinstance(arms[arm], FileArm)]):
+        raise DpoKitError(
+            f"--regression asks new questions, and arm {ready[0]} is a file of ready answers; leave it out"
+        )
     trained_on = read_pairs(arguments.pairs) if arguments.pairs else ()
     greedy_too = any(not isinstance(arm, FileArm) for arm in arms.values())
     samplings = _samplings(profile, arguments.temperature, arguments.seed, arguments.samples, greedy_too)
@@ -101,11 +109,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     rate = _rate(arguments, settings)
 
     store = AnswerStore(arguments.out / "answers.jsonl")
-    answers = answer_all(list(arms.values()), prompts, samplings, store, again=primary[1],
+    answers = answer_all(list(arms.values()), prompts, samplings, store, again=primary[1] if judge else None,
                          again_prompts=arguments.controls)  # fmt: skip
     if arguments.judge == "person":
         judge = _person(arguments, prompts, answers, primary, samplings[0], settings.criteria if settings else "")
         told.append("a person judged, so the controls of automatic judges were not run; sides were drawn by a coin")
+    elif judge and not arguments.controls:
+        told.append("the judge's controls were not run (--controls 0), so nothing shows that it can be believed")
     temperature, twice = samplings[0].temperature, _kind(arguments, settings) not in NOT_ASKED_TWICE
     responses = answers.responses
     report = evaluate_answers(
@@ -172,6 +182,8 @@ def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:
         raise DpoKitError(f"{len(names)} arm: a comparison needs two; add another to --arms")
     if absent := [name for name in chosen or () if name not in names]:
         raise DpoKitError(f"--primary: arm {absent[0]!r} is not there; the arms are {', '.join(names)}")
+    if chosen and chosen[0] == chosen[1]:
+        raise DpoKitError(f"--primary: {chosen[0]} is compared with itself; name two arms")
     if chosen:
         return chosen[0], chosen[1]
     return ("dpo", "sft") if {"dpo", "sft"} <= set(names) else (names[-1], names[-2])

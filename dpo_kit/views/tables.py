@@ -272,7 +272,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_column(literal(name), justify="left" if name in ("metric", "verdict") else "right", no_wrap=True)
     rows = summary_rows(report, report.refusal)
     for *cells, verdict in rows:
-        table.add_row(*map(literal, cells), short(verdict))
+        table.add_row(*map(literal, cells), short(verdict).replace("nothing to compare", "no data"))
     console.print(table)
     # how many prompts a difference would need is said of what was to be shown, not of every side figure
     aside = {

@@ -87,13 +87,16 @@ def test_another_base_in_the_record_is_named_and_a_typed_one_is_used(adapter, sm
     record = json.loads((adapter / "dpo_kit.json").read_text())
     record["model"]["path"] = "someone/else"
     (adapter / "dpo_kit.json").write_text(json.dumps(record))
+    (adapter / "base.json").write_text("{}")  # which would show that the profile's base is the one
     prompts = write_rows(tmp_path / "questions.jsonl", QUESTIONS[:3])
     arms = ("--arms", "base=base", f"dpo={adapter}", "--prompts", prompts, "--temperature", "0", *FEW)
     assert evaluate(tmp_path, *arms) == (2, None)
     error = capsys.readouterr().err
     assert "trained on 'someone/else'" in error
     assert error.count("\n") == 1
-    assert evaluate(tmp_path, *arms, "--model", profile.model_path)[1].n_prompts == 3
+    (adapter / "base.json").unlink()
+    with pytest.warns(UserWarning, match="was not checked"):
+        assert evaluate(tmp_path, *arms, "--model", profile.model_path)[1].n_prompts == 3
 
 
 def answers_of_two(tmp_path, samples=1):
@@ -113,6 +116,7 @@ def test_an_own_score_is_a_row_and_a_judge(tmp_path, capsys):
     assert report.pairwise.wins == 12
     out = capsys.readouterr().out
     assert "preferred, pairwise" in out
+    assert "the judge's controls were not run (--controls 0)" in " ".join(out.split())
     assert "better" in next(line for line in out.splitlines() if line.startswith("wordy"))
 
 
