@@ -20,8 +20,9 @@ from dpo_kit.training.metrics_log import read_log
 from dpo_kit.views.figures import three_arms
 from dpo_kit.views.report import read_report
 from dpo_kit.views.style import COLOURS
-from dpo_kit.views.tables import markdown_table, pairwise_sentence
+from dpo_kit.views.tables import pairwise_sentence
 from dpo_kit.views.training import KL, column
+from dpo_kit.workbook.cells import markdown_table
 from dpo_kit.workbook.show import to_png
 
 ROOT = Path(__file__).parents[1]

@@ -264,7 +264,7 @@ def _person(
     sampling: "Sampling", criteria: str,
 ) -> "Judge":  # fmt: skip
     """Ask the person about the first samples of the two primary arms, where both answered."""
-    from dpo_kit.preferences.terminal import ask_person
+    from dpo_kit.preferences.person import ask_person
 
     first: dict[str, dict[str, Response]] = {arm: {} for arm in primary}
     for response in sorted(answers.responses, key=lambda r: r.seed):

@@ -175,14 +175,6 @@ def notes(comparison: Comparison) -> list[str]:
     return [*missing, *left, *comparison.warnings, *(length.warnings if length else ())]
 
 
-def markdown_table(metrics: Mapping[str, Metric], refusal: str | None = None) -> str:
-    """The table of metrics as Markdown."""
-    columns = header(metrics)
-    lines = [columns, ("---", *["---:"] * (len(columns) - 2), "---"), *table_rows(metrics, refusal)]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"No verdict: {refusal}.\n\n{table}" if refusal else table
-
-
 def html_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],

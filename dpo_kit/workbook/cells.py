@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from textwrap import fill
@@ -11,6 +11,8 @@ from textwrap import fill
 import psutil
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.evaluation.results import Metric
+from dpo_kit.views.tables import header, table_rows
 
 TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # ends of names that no seed decides
 
@@ -51,3 +53,11 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
         "GPU": gpu,
     }
+
+
+def markdown_table(metrics: Mapping[str, Metric], refusal: str | None = None) -> str:
+    """The table of metrics as Markdown."""
+    columns = header(metrics)
+    lines = [columns, ("---", *["---:"] * (len(columns) - 2), "---"), *table_rows(metrics, refusal)]
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return f"No verdict: {refusal}.\n\n{table}" if refusal else table

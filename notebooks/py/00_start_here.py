@@ -44,9 +44,9 @@ from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.triage.reports import draw_prompts
 from dpo_kit.views.figures import three_arms
-from dpo_kit.views.tables import markdown_table, pairwise_sentence
+from dpo_kit.views.tables import pairwise_sentence
 from dpo_kit.views.training import training_curves
-from dpo_kit.workbook.cells import describe_machine
+from dpo_kit.workbook.cells import describe_machine, markdown_table
 from dpo_kit.workbook.exercises.start_here import check_decisive_win_rate, check_severity
 from dpo_kit.workbook.figures.evaluation import differences
 from dpo_kit.workbook.show import show

@@ -38,7 +38,6 @@ from dpo_kit.evaluation.statistics import position_bias
 from dpo_kit.jsonl import read_pairs, read_records, write_pairs
 from dpo_kit.models.generation import count_stops
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.annotate import annotate
 from dpo_kit.preferences.audit import audit_pairs
 from dpo_kit.preferences.importers import import_pairs
 from dpo_kit.preferences.judges import both_orders, judge_all
@@ -51,6 +50,7 @@ from dpo_kit.records import Response, split_by_prompt
 from dpo_kit.triage import rubric
 from dpo_kit.triage.judges import rubric_judge, simulated
 from dpo_kit.triage.reports import draw_prompts
+from dpo_kit.workbook.annotate import annotate
 from dpo_kit.workbook.exercises.preference_data import (
     check_collapse,
     check_error_rate,

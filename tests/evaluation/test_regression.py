@@ -56,7 +56,7 @@ def test_the_shipped_tasks_follow_from_the_seed():
         ("number", 1200, "1,200", True),
         ("number", 12, "12 or 13", False),
         ("number", 12, "twelve", False),
-        ("number", 12, "<think>13? 14?</think>12", True),
+        ("equals", "a b", "<think>a c?</think>\n\na b", True),
         ("json", {"a": 1}, '```json\n{"a": 1}\n```', True),
         ("json", {"a": 1}, 'It is {"a": 1}', False),
         ("pattern", r"\s*\S+(?:\s+\S+){0,9}\s*", "one two", True),

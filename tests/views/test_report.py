@@ -18,7 +18,6 @@ from dpo_kit.views.tables import (
     controls_html,
     header,
     html_table,
-    markdown_table,
     metrics_html,
     notes,
     number,
@@ -29,6 +28,7 @@ from dpo_kit.views.tables import (
     summary_rows,
     table_rows,
 )
+from dpo_kit.workbook.cells import markdown_table
 from tests.jupyterlab import browser_page
 
 REFUSAL = "refused: control padded failed"

@@ -1,7 +1,16 @@
 """Intervals and tests. The unit is the prompt, and differences are paired by prompt."""
 
 from dpo_kit.evaluation.results import Interval, LengthControlled, LengthQuartile, Pairwise, PositionBias
-from dpo_kit.evaluation.statistics.comparisons import holm, pairwise, preferences, sign_test, win_rate_at_k
+from dpo_kit.evaluation.statistics.comparisons import (
+    holm,
+    pairwise,
+    preferences,
+    sign_test,
+    sign_test_power,
+    smallest_effect,
+    verdict_text,
+    win_rate_at_k,
+)  # fmt: skip
 from dpo_kit.evaluation.statistics.intervals import mean_interval, paired_difference
 from dpo_kit.evaluation.statistics.judging import (
     by_length_quartile,
@@ -9,7 +18,6 @@ from dpo_kit.evaluation.statistics.judging import (
     most_common_share,
     position_bias,
 )  # fmt: skip
-from dpo_kit.evaluation.statistics.verdicts import sign_test_power, smallest_effect, verdict_text
 
 __all__ = [
     "Interval", "LengthControlled", "LengthQuartile", "Pairwise", "PositionBias", "by_length_quartile", "holm",

@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.terminal import ask_person
+from dpo_kit.preferences.person import ask_person
 from dpo_kit.records import Prompt, Response
 
 ROWS = [

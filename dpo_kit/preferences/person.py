@@ -1,33 +1,25 @@
-"""A person as judge, in a notebook cell: two answers side by side, one key a label.
+"""A person as judge: which pair comes next, which answer stands on which side, which label was given.
 
-`Annotator` does the work: which item comes next, which answer stands on which side, which label was given. It asks the
-file of labels each time, so that a restart, a second window or a kill changes nothing. `AnnotatorWidget` only shows
-it. Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
-told it that the label was committed.
-
-The widget is an anywidget, because ipywidgets' boxes decide the focus order, key events and ARIA attributes by
-themselves.
+`Annotator` does that work for any screen; the notebook's widget is one. `ask_person` is another, in a terminal: two
+answers under each other, one letter a label. Which arm wrote what is hidden, and each label is kept in a file at once,
+so that a stop or a kill loses none and the same command goes on.
 """
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import traitlets
-from IPython.display import display
-
 from dpo_kit.errors import DpoKitError
-from dpo_kit.machine import someone_is_there
-from dpo_kit.preferences.judges import MIRROR
+from dpo_kit.preferences.judges import MIRROR, Judge
 from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
-from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
+from dpo_kit.records import Prompt, Response, Verdict
 from dpo_kit.visible import reveal
 
 WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"}
+KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
+HELP = "[a] A is better  [b] B is better  [t] tie  [s] skip  [u] undo the last  [q] stop here: "
 
 
 class Annotator:
@@ -90,57 +82,64 @@ class Annotator:
         return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
 
 
-class AnnotatorWidget(anywidget.AnyWidget):
-    """The annotator on the screen. Its JavaScript sends `{do, item, side, note}` and draws each new `scene`."""
-
-    _esm = Path(__file__).with_name("annotate.js")
-    _css = Path(__file__).with_name("annotate.css")
-    scene = traitlets.Dict().tag(sync=True)
-
-    def __init__(self, annotator: Annotator) -> None:
-        super().__init__(scene=annotator.scene() | {"turn": 0})
-        self.annotator = annotator
-        self.on_msg(self._on_message)
-
-    def _on_message(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
-        status, note = "", ""
-        try:
-            if message["do"] == "undo":
-                status, note = self.annotator.undo()
-            else:
-                status = self.annotator.choose(message["item"], message["side"], message["note"])
-            scene = self.annotator.scene(status, note)
-        except DpoKitError as error:
-            scene = self.scene | {"status": "", "error": f"Not saved. {error}"}
-        self.scene = scene | {"turn": self.scene["turn"] + 1}  # a scene equal to the last would not be sent
-
-
-def annotate(
-    items: Sequence[Item | PreferencePair | tuple[Prompt, Response, Response]],
-    annotator: str = "me",
-    database: Path = Path("labels.db"),
+def ask_person(
+    rows: Sequence[tuple[Prompt, Response, Response]],
+    name: str,
+    database: Path,
+    *,
+    criteria: str = "",
     seed: int = 0,
-) -> Annotator:
-    """Ask a person which answer is better, item by item, and keep each label in `database`; call again to resume.
+    read: Callable[[str], str] = input,
+    write: Callable[[str], None] = print,
+) -> Judge:
+    """Ask the person `name` about every row that has no label yet, then return the labels as a judge.
 
-    Of a tuple, a is the first response; of a pair, the chosen one. Without a person at a notebook page the first item
-    is shown as static text and no widget is made, so that a saved notebook holds no widget state.
-    Raises DpoKitError for an empty name, no item, an item that is there twice, and a database that cannot be used.
+    `read` shows its argument and returns a line, `write` shows a line. A skipped row is unjudged, and a row of two
+    equal answers is a tie that nobody is asked about.
+    Raises KeyboardInterrupt where the person stops, and DpoKitError where nobody is at the keyboard. All labels that
+    were given are kept, and the next call goes on behind them.
     """
-    work = Annotator(as_items(items), annotator, Labels(database), seed)
-    if someone_is_there():
-        display(AnnotatorWidget(work))
-    else:
-        display(static_page(work), raw=True)
-    return work
+    differing = [row for row in rows if row[1].text != row[2].text]
+    work = Annotator(as_items(differing) if differing else [], name, Labels(database), seed)
+    if criteria:
+        write(f"What to prefer: {criteria}\n")
+    status = ""
+    while (item := work.current()) is not None:
+        if status != "again":
+            _show(work, item, write)
+        try:
+            key = read(HELP).strip().lower()
+        except EOFError:
+            raise DpoKitError(
+                f"nobody is at the keyboard: {len(work.verdicts())} of {len(work.items)} pairs are labelled in "
+                f"{database}; run the same command in a terminal"
+            ) from None
+        if key == "q":
+            raise KeyboardInterrupt
+        status = "again"
+        if key == "u":
+            write(work.undo()[0])
+            status = ""
+        elif key in KEYS:
+            status = work.choose(item.id, KEYS[key])
+            write(status)
+        else:
+            write(f"{key[:20]!r} is none of a, b, t, s, u and q.")
+    verdicts = work.verdicts()
+
+    def judge(prompt: Prompt, a: str, b: str) -> Verdict:
+        if a == b:
+            return Verdict(winner="tie", judge=f"human:{work.name}", reason="the same text")
+        sides = [Response(prompt_id=prompt.id, text=text) for text in (a, b)]
+        return verdicts[Item(prompt=prompt, a=sides[0], b=sides[1]).id]
+
+    return judge
 
 
-def static_page(work: Annotator) -> dict[str, str]:
-    """The current item as a MIME bundle of escaped text, for a page that nobody can press a key on."""
+def _show(work: Annotator, item: Item, write: Callable[[str], None]) -> None:
+    """The item as the annotator draws it: nothing tells which arm stands on which side."""
     scene = work.scene()
-    lines = [("", f"{scene['done']} of {scene['total']} labelled by {work.name}. Run it in JupyterLab to label.")]
-    if scene["item"]:
-        lines += [*scene["turns"], ("Answer A", scene["left"]), ("Answer B", scene["right"])]
-    style = "white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20em; overflow: auto; margin: 0 0 0.8em"
-    html = (f"<b>{escape(head)}</b><pre tabindex='0' style='{style}'>{escape(text)}</pre>" for head, text in lines)
-    return {"text/plain": "\n\n".join(f"{head}\n{text}".strip() for head, text in lines), "text/html": "\n".join(html)}
+    write(f"\n{'=' * 72}\n{scene['done'] + 1} of {scene['total']}")
+    turns = [(f"PROMPT ({reveal(role)})", text) for role, text in scene["turns"]]
+    for head, text in [*turns, ("ANSWER A", scene["left"]), ("ANSWER B", scene["right"])]:
+        write(f"--- {head} " + "-" * max(3, 66 - len(head)) + f"\n{text}\n")

@@ -11,9 +11,10 @@ from nbclient import NotebookClient
 from benchmarks.kill_annotation import item
 from dpo_kit.errors import DpoKitError
 from dpo_kit.preferences import labels as module
-from dpo_kit.preferences.annotate import Annotator, AnnotatorWidget, annotate, static_page
 from dpo_kit.preferences.labels import Item, Labels
+from dpo_kit.preferences.person import Annotator
 from dpo_kit.records import Message, Prompt, Response
+from dpo_kit.workbook.annotate import AnnotatorWidget, annotate, static_page
 
 ITEMS = [item(number) for number in range(12)]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -147,7 +148,7 @@ def test_the_static_page_shows_markup_as_text(tmp_path):
 def test_a_notebook_run_without_a_person_keeps_text_and_no_widget(tmp_path, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     code = (
-        "from dpo_kit.preferences.annotate import annotate\nfrom benchmarks.kill_annotation import item\n"
+        "from dpo_kit.workbook.annotate import annotate\nfrom benchmarks.kill_annotation import item\n"
         f"me = annotate([item(1)], database={str(tmp_path / 'labels.db')!r})\nme"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])

@@ -10,7 +10,7 @@ from tests.jupyterlab import browser_page, find_chromium, lab, run_all_cells
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SETUP = """
-from dpo_kit.preferences.annotate import annotate
+from dpo_kit.workbook.annotate import annotate
 from dpo_kit.records import Message, Prompt, Response
 
 def item(number, a, b, question="Which disk failed?"):
