@@ -112,10 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     answers = answer_all(list(arms.values()), prompts, samplings, store, again=primary[1] if judge else None,
                          again_prompts=arguments.controls)  # fmt: skip
     if arguments.judge == "person":
-        judge = _person(arguments, prompts, answers, primary, samplings[0], settings.criteria if settings else "")
-        told.append("a person judged, so the controls of automatic judges were not run; sides were drawn by a coin")
-    elif judge and not arguments.controls:
-        told.append("the judge's controls were not run (--controls 0), so nothing shows that it can be believed")
+        judge = _person(arguments, prompts, answers, primary, samplings[0], settings.criteria)
     temperature, twice = samplings[0].temperature, _kind(arguments, settings) not in NOT_ASKED_TWICE
     responses = answers.responses
     report = evaluate_answers(
@@ -125,6 +122,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         controlled=0 if arguments.judge == "person" else arguments.controls, seed=arguments.seed,
         workers=settings.concurrency if settings else 1, profile=profile.name,
     )  # fmt: skip
+    if arguments.judge == "person":
+        report = replace(report, controls=())
+        told.append("a person judged, so the controls of automatic judges were not run; sides were drawn by a coin")
+    elif judge and not arguments.controls:
+        told.append("the judge's controls were not run (--controls 0), so nothing shows that it can be believed")
     if arguments.samples > 1 and not report.win_rate_at_k:
         told.append("the best of several samples cannot be told without scores: give --score or --rate")
     report = _with_heuristics(report, prompts, responses, score, told + _leaked(held_out, trained_on))

@@ -109,7 +109,7 @@ def _usable(folder: Path, path: Any, chosen: Profile) -> str:
         return chosen.model.path
     hashes = json_object(folder / FINGERPRINT)
     for usable, local in ((chosen.model.path, chosen.model_path), (path, path)):
-        if hashes and isinstance(local, str) and Path(local).is_dir() and hashes == folder_fingerprint(Path(local)):
+        if isinstance(local, str) and Path(local).is_dir() and hashes == folder_fingerprint(Path(local)):
             return usable
     named = f"{folder / RECORD}: the adapter was trained on {path!r}"
     if isinstance(path, str) and Path(path).is_dir():

@@ -228,6 +228,21 @@ def test_a_judge_that_always_takes_the_first_answer_is_asked_in_both_orders_and_
     assert "constant" in report.refusal, "who sees no difference anywhere cannot be believed"
 
 
+@pytest.mark.parametrize("endpoint", [(10**6, '{"reason": "both are fine", "winner": "tie"}')], indirect=True)
+def test_a_language_model_judges_a_trained_adapter_on_own_prompts_and_not_its_greedy_answers(
+    small_run, tmp_path, endpoint
+):
+    work, _, _ = small_run
+    prompts = write_rows(tmp_path / "questions.jsonl", QUESTIONS[:4])
+    arms = ["base=base", f"dpo={work / 'dpo' / 'adapter'}"]
+    judge = ("--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--controls", "0")
+    _, report = evaluate(tmp_path, arms, prompts, *judge, "--max-new-tokens", "12", "--criteria", "helpful")
+    assert report.pairwise.ties == 4
+    assert report.greedy.heuristics["words"].difference.n == 4
+    assert report.greedy.pairwise is None, "what costs money is asked about the sampled answers alone"
+    assert len(endpoint.asked) <= 2 * 4
+
+
 def test_the_last_arm_is_sampled_twice_for_the_control_that_compares_it_with_itself(small_run, incidents, tmp_path):
     work, _, _ = small_run
     write_records(tmp_path / "prompts.jsonl", incidents[:4])

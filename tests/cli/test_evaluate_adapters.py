@@ -161,7 +161,7 @@ def test_a_person_judges_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     code, report = evaluate(tmp_path, *arguments)
     assert (code, again.asked) == (0, 7), "the five labels that were given are not asked for again"
     assert (report.pairwise.wins, report.judged.judge) == (12, "human:me")
-    assert {control.name for control in report.controls} == {"varied answers of short", "varied answers of long"}
+    assert report.controls == (), "people are asked no trick questions, and short answers may be equally long"
     out = " ".join(capsys.readouterr().out.split())
     assert "a person judged, so the controls of automatic judges were not run" in out
 
