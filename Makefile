@@ -33,10 +33,13 @@ soak: setup  ## what takes hours: kills by the hundred, fuzzing, simulated cover
 gpu-check: setup  ## memory against its estimate, speed and losses on a GPU, where there is one
 	$(BIN)/python -m benchmarks.gpu_check
 
-check: setup  ## lint, format, and the notebooks' hygiene
+check: setup  ## lint, format, stored notebooks, the CI workflow, the citation file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tools.check_notebooks
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github/workflows
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 readme: setup  ## put the table and the figure of runs/tiny into README.md and data/runs/
 	$(BIN)/python -m tools.refresh_readme

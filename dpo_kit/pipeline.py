@@ -18,7 +18,7 @@ from dpo_kit.files import hashes, sha256, write_atomically
 from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt, Response
-from dpo_kit.stages import Stage, base_hashes, config, dpo_stage, release, sft_stage
+from dpo_kit.stages import Stage, base_identity, config, dpo_stage, release, sft_stage
 from dpo_kit.triage.world import OWN_WORLD, evaluate, report
 from dpo_kit.workspace import Workspace
 
@@ -46,9 +46,10 @@ def train(
     """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
 
     Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
-    Raises DpoKitError for anything that the reader can put right.
+    Raises DpoKitError for anything that the reader can put right, and where `workdir` holds a finished stage of other
+    settings or pairs.
     """
-    work = Workspace(workdir, profile.name, log, fresh=fresh)
+    work = Workspace(workdir, profile.name, log, fresh=fresh, keep=True)
     for stage in stages(profile).values():
         stage(work, profile, seed)
     return release(work, profile, seed, merge=merge)
@@ -100,7 +101,7 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
     source = Path(profile.data.pairs)
     found = sha256(source) if source.is_file() else hashes(source) if source.is_dir() else profile.data.pairs
-    return work.stage("pairs", build, config(profile, seed, "data"), {"base": base_hashes(profile), "source": found})
+    return work.stage("pairs", build, config(profile, seed, "data"), {"base": base_identity(profile), "source": found})
 
 
 def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:

@@ -10,27 +10,45 @@ from pathlib import Path
 
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, write_records
+from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.profiles import Profile
 from dpo_kit.workspace import Workspace
 
 # The model stack takes seconds to import, and a run whose stages are all done needs none of it. So the stages import
 # it inside their build functions.
 
+FEW_PAIRS = 50  # below this a warning: no published recipe trains on fewer than some hundreds
+
 Stage = Callable[[Workspace, Profile, int], Path]
 
 
 def sft_stage(work: Workspace, profile: Profile, seed: int, demonstrations: Callable, inputs: dict) -> Path:
-    """The stage `sft` on what `demonstrations()` returns. It depends on `inputs` besides the profile and the base."""
+    """The stage `sft` on what `demonstrations()` returns. It depends on `inputs` besides the profile and the base.
+
+    Where the profile says `sft.skip` or `sft.from`, nothing is fine-tuned: the adapter is then one that changes
+    nothing, or a copy of the one that is named. DPO starts from it and compares with it in any case.
+    """
+    source = Path(profile.sft.from_).expanduser()
+    if profile.sft.from_ and source.is_dir():
+        inputs = {**inputs, "from": hashes(source)}
 
     def build(folder: Path) -> None:
-        from dpo_kit.training.sft import train_sft
+        from dpo_kit.training.sft import copy_adapter, start_at_base, train_sft
 
+        if profile.sft.from_:
+            work.log(f"sft: not trained; DPO starts from the adapter in {source}, which is also its reference")
+            copy_adapter(profile, source, folder / "adapter")
+            return
+        if profile.sft.skip:
+            work.log(f"sft: skipped; DPO starts from {profile.model.path} as it is, which is also its reference")
+            start_at_base(profile, folder / "adapter", seed)
+            return
         prompts, demonstrated = demonstrations()
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "demonstrations.jsonl", demonstrated)
         train_sft(profile, prompts, demonstrated, folder, seed, scratch=work.scratch("sft"), log=work.log)
 
-    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_hashes(profile), **inputs})
+    return work.stage("sft", build, config(profile, seed, "sft"), {"base": base_identity(profile), **inputs})
 
 
 def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable) -> Path:
@@ -40,16 +58,21 @@ def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable
         from dpo_kit.training.dpo import train_dpo
 
         held_out = read_pairs(work.root / "pairs" / "heldout.jsonl")
+        trained = read_pairs(work.root / "pairs" / "pairs.jsonl")
+        if len(trained) < FEW_PAIRS:
+            work.log(f"dpo: {len(trained)} pairs are few: expect no effect that an evaluation could tell from chance")
+        if not held_out:
+            work.log("dpo: no pairs are held out, so margins are those of trained pairs and say nothing about new ones")
         train_dpo(
             profile,
-            read_pairs(work.root / "pairs" / "pairs.jsonl"),
+            trained,
             work.root / "sft" / "adapter",
             kl_prompts(held_out),
             folder,
             seed,
             held_out=held_out,
             scratch=work.scratch("dpo"),
-            references=work.root / "references.sqlite",
+            references=work.root / "reference_logps.sqlite",
             log=work.log,
         )
 
@@ -74,10 +97,12 @@ def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False
 
 def config(profile: Profile, seed: int, *tables: str) -> dict:
     """What a stage's result depends on besides its inputs: the model, its own tables of the profile, the seed."""
-    return {"seed": seed, **{table: getattr(profile, table).model_dump() for table in ("model", *tables)}}
+    return {
+        "seed": seed,
+        **{table: getattr(profile, table).model_dump(exclude={"max_tokens"}) for table in ("model", *tables)},
+    }
 
 
-def base_hashes(profile: Profile) -> dict[str, str] | str:
-    """What identifies the base: the hashes of a local folder's files but its card, or the Hub id."""
-    folder = Path(profile.model_path)
-    return hashes(folder, skip=("README.md", "manifest.json")) if folder.is_dir() else profile.model_path
+def base_identity(profile: Profile) -> dict[str, str] | str | None:
+    """The fingerprint of a base in a folder; of one on the Hub its id, because it may not have been fetched yet."""
+    return base_fingerprint(profile.model_path) if Path(profile.model_path).is_dir() else profile.model_path

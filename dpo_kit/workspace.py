@@ -14,9 +14,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import date
 from functools import cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +31,70 @@ from dpo_kit.profiles import IN_CHECKOUT, ROOT
 
 MANIFEST = "manifest.json"
 MADE_FROM = "made_from.json"
+RUN = "run.json"
 ANSWERS = ".answers"
 MAKERS = ("triage", "models", "preferences", "training", "evaluation")
 LIBRARIES = ("dpo_kit", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
+def runs_folder() -> Path:
+    """Where runs go: the folder `DPO_KIT_RUNS`, else the checkout's `runs`, else `runs` in the current folder."""
+    return Path(os.environ.get("DPO_KIT_RUNS", ROOT / "runs" if IN_CHECKOUT else Path("runs")))
+
+
 def default_workdir(profile_name: str) -> Path:
-    """`<profile>` in the folder `DPO_KIT_RUNS`, else in the checkout's `runs`, else in `runs` of the current folder."""
-    runs = ROOT / "runs" if IN_CHECKOUT else Path("runs")
-    return Path(os.environ.get("DPO_KIT_RUNS", runs)) / profile_name
+    """The folder of the workbook's run with a profile."""
+    return runs_folder() / profile_name
+
+
+def named_run(identity: dict[str, Any], name: str, *, fresh: bool = False) -> Path:
+    """The folder of the run with this identity: the one that is there already, else a new one of its own.
+
+    `identity` is plain data that says what is trained on what. A new folder is called `name` and the date, with a
+    number after it where that is taken. With `fresh` an old run is left alone and a new folder made. `latest` beside it
+    then leads to the run.
+    """
+    runs, identity = runs_folder(), json.loads(json.dumps(identity))
+    found = sorted(runs.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime)
+    same = [path.parent for path in found if json_object(path) == identity and not path.parent.is_symlink()]
+    if same and not fresh:
+        folder = same[-1]
+    else:
+        names = (f"{name}-{date.today()}" + (f"-{number}" if number > 1 else "") for number in count(1))
+        folder = next(runs / wanted for wanted in names if not (runs / wanted).exists())
+        write_atomically(folder / RUN, json.dumps(identity, indent=1) + "\n")
+    _point_to(runs / "latest", folder)
+    return folder
+
+
+def _point_to(link: Path, folder: Path) -> None:
+    """Let the symbolic link `link` lead to a folder beside it. A file or folder of that name is left as it is."""
+    with suppress(OSError):  # Windows allows links to few users only; the run's folder is printed in any case
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(folder.name)
 
 
 class Workspace:
     """The folder of one run, which belongs to one profile.
 
-    Creates the folder; with `fresh` removes the stages that are there. Raises DpoKitError where it cannot be written or
-    belongs to another profile. A second process may have the same folder open, but not build in it at the same time.
+    Creates the folder; with `fresh` removes the stages that are there. With `keep` a finished stage of other settings
+    or inputs is never replaced; without it, as in the notebooks, such a stage is built again. Raises DpoKitError where
+    the folder cannot be written or belongs to another profile. A second process may have the same folder open, but not
+    build in it at the same time.
     """
 
-    def __init__(self, root: Path, profile_name: str, log: Callable[[str], None] = print, *, fresh: bool = False):
-        self.root, self.log = root, log
+    def __init__(
+        self,
+        root: Path,
+        profile_name: str,
+        log: Callable[[str], None] = print,
+        *,
+        fresh: bool = False,
+        keep: bool = False,
+    ):
+        self.root, self.log, self.keep = root, log, keep
         owner = root / "profile.json"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -87,6 +133,11 @@ class Workspace:
         made_from = {"config": config, "inputs": inputs, "versions": library_versions(), "code": code_digest()}
         made_from = json.loads(json.dumps(made_from))  # as it will be read back: tuples become lists
         stale = stale_reason(folder, made_from)
+        if self.keep and (changed := changed_inputs(folder, made_from)):
+            raise DpoKitError(
+                f"{folder}: finished before, and made from something else: {'; '.join(changed)}. Choose another "
+                "--workdir, or build it again with --fresh, which removes what is there"
+            )
         self.log(f"{name}: {stale or 'done before, verified'}")
         if stale:
             with self._building():
@@ -101,7 +152,8 @@ class Workspace:
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)  # one step for the file system, which no kill can cut in two; copying is many
                 shutil.rmtree(self.scratch(name), ignore_errors=True)
-        self.answers(name).unlink(missing_ok=True)  # also what a kill after the rename left behind
+        for left in (self.root / ANSWERS).glob(f"{name}.*"):  # also what a kill after the rename left behind
+            left.unlink(missing_ok=True)
         return folder
 
     def scratch(self, stage: str) -> Path:
@@ -123,7 +175,7 @@ class Workspace:
 
         It lies outside the stage's temporary folder, because that folder is emptied when a killed build starts again.
         """
-        return self.root / ANSWERS / f"{stage}.jsonl"
+        return self.root / ANSWERS / f"{stage}.sqlite"
 
     def remove_stages(self) -> None:
         """Remove every stage's folder, stored answers and scratch folder. Files that no stage made stay."""
@@ -160,6 +212,21 @@ def stale_reason(folder: Path, made_from: dict[str, Any]) -> str | None:
         if found.get(name) != digest:
             return f"{name} {'was changed' if name in found else 'is missing'}, building again"
     return None
+
+
+def changed_inputs(folder: Path, made_from: dict[str, Any]) -> list[str]:
+    """Which settings and inputs of a finished stage differ from those of `made_from`, each with both values."""
+    manifest = json_object(folder / MANIFEST)
+    parts = [part for part in ("config", "inputs") if manifest]
+    return [change for part in parts for change in _differences(part, manifest.get(part), made_from[part])]
+
+
+def _differences(where: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(f"{where}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        yield f"{where.removeprefix('config.')} was {before!r} and is now {now!r}"
 
 
 def library_versions() -> dict[str, str]:

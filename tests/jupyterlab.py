@@ -18,9 +18,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 
 def find_chromium() -> str:
     """The path of Chromium; skips the test where there is none, or fails it where nothing may be skipped."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        reason = "no Chromium on the PATH: nothing can be tried in a browser"
+        reason = "no Chromium on the PATH, and BROWSER_PATH is not set: nothing can be tried in a browser"
         (pytest.fail if os.environ.get("DPO_KIT_REQUIRE_ALL") == "1" else pytest.skip)(reason)
     return found
 

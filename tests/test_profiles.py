@@ -34,6 +34,33 @@ def test_the_environment_sets_the_dial(monkeypatch):
     assert load_profile().name == "tiny"
 
 
+def test_a_profile_may_be_a_file_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "tiny"\n[dpo]\nbeta = 0.2\n')
+    profile, tiny = load_profile(str(path)), load_profile("tiny")
+    assert (profile.name, profile.dpo.beta, profile.sft) == ("mine", 0.2, tiny.sft)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("beta = 0.2", "'beta' stands outside any table"),
+        ('like = "tinny"', "unknown profile 'tinny'; did you mean 'tiny'"),
+        ("[dopo]\nbeta = 1", "unknown table 'dopo'; did you mean 'dpo'"),
+        ('like = "tiny"\n[dpo]\nbta = 1', "unknown key dpo.bta; did you mean 'beta'"),
+        ("[dpo\n", "not a TOML file"),
+        (None, "no profile can be read there"),
+    ],
+    ids=["no-table", "like", "table", "key", "toml", "absent"],
+)
+def test_a_file_that_is_no_profile_says_why(tmp_path, text, said):
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DpoKitError, match=said):
+        load_profile(str(path))
+
+
 def test_overrides_reach_their_table_and_nothing_else():
     plain, changed = load_profile("tiny"), load_profile("tiny", dpo={"beta": 0.5})
     assert changed.dpo.beta == 0.5

@@ -55,6 +55,7 @@ def test_an_installed_wheel_walks_the_whole_path_in_an_empty_folder(installed, t
     where = "import importlib.util as u, dpo_kit; print(dpo_kit.__file__, u.find_spec('benchmarks'))"
     assert run(python, tmp_path, "-c", where).stdout.split() == [str(package / "__init__.py"), "None"]
     assert (package / "data" / "runs" / "seeds.json").is_file(), "notebooks draw the committed logs"
+    assert (package / "py.typed").is_file(), "type checkers read the annotations of a package only where this file is"
     before = hashes(package, only="[!.]*[!c]")
     report = json.loads(run(python, tmp_path, "-m", "dpo_kit", "run", "--json").stdout)
     assert report["n_prompts"] == SMALL["evaluation"]["prompts"]

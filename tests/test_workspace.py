@@ -10,7 +10,7 @@ import pytest
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.profiles import ROOT
-from dpo_kit.workspace import Workspace, default_workdir
+from dpo_kit.workspace import Workspace, default_workdir, named_run
 
 
 class Kitchen:
@@ -240,3 +240,33 @@ def test_fresh_removes_scratch_too(kitchen):
         kitchen.work.stage("stage", killed, config={}, inputs={})
     kitchen.work.remove_stages()
     assert not kitchen.work.scratch("stage").exists()
+
+
+def test_a_kept_stage_is_not_built_again_for_other_settings_but_is_for_newer_code(tmp_path, monkeypatch):
+    work = Workspace(tmp_path, "tiny", lambda line: None, keep=True)
+    made = []
+
+    def build(folder):
+        made.append(folder)
+        (folder / "x").write_text("x")
+
+    work.stage("stage", build, config={"seed": 0, "dpo": {"beta": 0.1}}, inputs={"pairs": {"a": "1"}})
+    with pytest.raises(DpoKitError, match=r"dpo.beta was 0.1 and is now 0.5; inputs.pairs.a was '1' and is now None"):
+        work.stage("stage", build, config={"seed": 0, "dpo": {"beta": 0.5}}, inputs={"pairs": {}})
+    assert len(made) == 1
+    monkeypatch.setattr("dpo_kit.workspace.code_digest", lambda: "newer")
+    work.stage("stage", build, config={"seed": 0, "dpo": {"beta": 0.1}}, inputs={"pairs": {"a": "1"}})
+    assert len(made) == 2
+
+
+def test_latest_leads_to_the_newest_run_and_never_replaces_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPO_KIT_RUNS", str(tmp_path))
+    first = named_run({"seed": 0}, "tiny-own")
+    assert (tmp_path / "latest").resolve() == first.resolve()
+    second = named_run({"seed": 1}, "tiny-own")
+    assert (tmp_path / "latest").resolve() == second.resolve() != first.resolve()
+    assert named_run({"seed": 0}, "tiny-own") == first
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    named_run({"seed": 2}, "tiny-own")
+    assert not (tmp_path / "latest").is_symlink()

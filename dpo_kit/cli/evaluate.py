@@ -80,7 +80,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from dpo_kit.evaluation.arms import Base, FileArm, answer_all, parse_arm
     from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.evaluation.own_score import load_score
-    from dpo_kit.models.answers import AnswerStore
+    from dpo_kit.models.generation import Answer
+    from dpo_kit.models.store import Store
     from dpo_kit.triage import rubric
     from dpo_kit.views.report import write_report
 
@@ -108,7 +109,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     judge = None if arguments.judge == "person" else _judge(arguments, settings, own)
     rate = _rate(arguments, settings)
 
-    store = AnswerStore(arguments.out / "answers.jsonl")
+    store = Store(arguments.out / "answers.sqlite", Answer)
     answers = answer_all(list(arms.values()), prompts, samplings, store, again=primary[1] if judge else None,
                          again_prompts=arguments.controls)  # fmt: skip
     if arguments.judge == "person":
@@ -252,13 +253,13 @@ def _judge(arguments: argparse.Namespace, settings: JudgeSettings | None, own: "
 
     if arguments.judge == "score":
         return score_judge(own)
-    return settings and judge_in_world(settings, rubric_judge(), arguments.out / "judge", arguments.seed)
+    return settings and judge_in_world(settings, rubric_judge(), arguments.out / "judge.sqlite", arguments.seed)
 
 
 def _rate(arguments: argparse.Namespace, settings: JudgeSettings | None) -> Callable | None:
     from dpo_kit.preferences.judges.llm import JudgeClient, llm_score
 
-    return llm_score(JudgeClient(settings, arguments.out / "judge")) if arguments.rate else None
+    return llm_score(JudgeClient(settings, arguments.out / "judge.sqlite")) if arguments.rate else None
 
 
 def _person(

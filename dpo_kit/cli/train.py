@@ -11,23 +11,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dpo_kit.errors import DpoKitError
 from dpo_kit.profiles import Profile, load_profile, parse_overrides
 
 # `owner/name` or `name`, and not what the name of a file ends in
 HUB_ID = re.compile(r"(?!.*\.(jsonl?|[ct]sv|parquet|pq)$)[\w-]+(/[\w-][\w.-]*)?")
 
+SHOWN = {  # the metrics that the end of a training prints, and what they are called there
+    "loss": "loss", "rewards/margins": "margin", "eval_rewards/margins": "margin on held-out pairs",
+    "eval_rewards/accuracies": "accuracy on held-out pairs", "kl/sequence": "KL in nats an answer",
+    "answers/stop_rate": "share of answers that end by themselves", "answers/length": "tokens an answer",
+}  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--profile", help="which profile (default: DPO_KIT_PROFILE, else tiny)")
+    parser.add_argument("--profile", help="a profile's name or a .toml file (default: DPO_KIT_PROFILE, else tiny)")
     parser.add_argument("--model", help="the base: a local folder or a Hub id (default: the profile's)")
     parser.add_argument("--pairs", help="your pairs: a file, or the folder or Hub id of a data set")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
                         help="any setting of the profile, such as dpo.beta=0.05")  # fmt: skip
-    parser.add_argument("--workdir", type=Path, help="where results go (default: runs/PROFILE)")
+    parser.add_argument("--workdir", type=Path, help="where results go (default: a new folder runs/PROFILE-PAIRS-DATE, "
+                        "or the one where the same training was begun)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", action="store_true", help="also write whole models with the adapter merged in")
-    parser.add_argument("--fresh", action="store_true", help="build every stage again")
+    parser.add_argument("--fresh", action="store_true", help="begin again: in a new folder, or in --workdir, whose "
+                        "stages are removed")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="train a profile for a GPU on a machine without one")
     parser.add_argument("--plan", action="store_true", help="read the pairs, say what memory and time it takes, stop")
 
 
@@ -43,8 +53,8 @@ def profile_of(arguments: argparse.Namespace) -> Profile:
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or plan where `--plan` asks for it. Raises DpoKitError.
 
-    Returns the plan's data, or `workdir`, `adapter` (the released adapter's folder) and `proof` (how far the rewards of
-    the adapter, loaded again, are from those at the end of training).
+    Returns the plan's data, or `workdir`, `adapter` (the released adapter's folder), `proof` (how far the rewards of
+    the adapter, loaded again, are from those at the end of training), and `ended`, the last value of each metric.
     """
     profile = profile_of(arguments)
     if arguments.plan:
@@ -52,22 +62,46 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"profile": profile.name, **found, **plan_memory(profile), "hours": plan_hours(profile, found["pairs"])}
     from dpo_kit.files import json_object
     from dpo_kit.pipeline import train as train_stages
-    from dpo_kit.workspace import default_workdir
+    from dpo_kit.training.metrics_log import last_values, read_log
 
-    _show_memory(plan_memory(profile))
-    workdir = arguments.workdir or default_workdir(profile.name)
-    released = train_stages(profile, workdir, seed=arguments.seed, fresh=arguments.fresh, merge=arguments.merge)
+    planned = plan_memory(profile)
+    if profile.name.startswith("gpu-") and planned["free_bytes"] is None and not arguments.force:
+        raise DpoKitError(
+            f"profile {profile.name} is for a CUDA card, and no card is visible here: on this CPU it would train for "
+            "days; choose --profile tiny or another machine, look with --plan, or insist with --force"
+        )
+    _show_memory(planned)
+    workdir = arguments.workdir or _own_folder(profile, arguments)
+    fresh = arguments.fresh and arguments.workdir is not None
+    released = train_stages(profile, workdir, seed=arguments.seed, fresh=fresh, merge=arguments.merge)
     return {
         "workdir": str(workdir),
         "adapter": str(released / "adapter"),
         "proof": json_object(released / "proof.json"),
+        "ended": last_values(read_log(workdir / "dpo" / "log.jsonl")),
     }
+
+
+def _own_folder(profile: Profile, arguments: argparse.Namespace) -> Path:
+    """The folder of this training: the same command finds the same one, and another command another."""
+    from dpo_kit.files import hashes, sha256
+    from dpo_kit.workspace import named_run
+
+    pairs = Path(profile.data.pairs)
+    content = sha256(pairs) if pairs.is_file() else hashes(pairs) if pairs.is_dir() else None
+    made_from = {"profile": profile.model_dump(), "seed": arguments.seed, "pairs": content}
+    name = re.sub(r"[^\w.-]+", "-", f"{profile.name}-{pairs.name.split('.')[0]}")
+    return named_run(made_from, name, fresh=arguments.fresh)
 
 
 def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print the plan, or where the adapter is."""
     if not arguments.plan:
-        print(f"\nadapter, with its card: {result['adapter']}")
+        shown = {name: result["ended"][name] for name in SHOWN if name in result["ended"]}
+        print("\nat the end of training: " + ", ".join(f"{SHOWN[name]} {value:.3g}" for name, value in shown.items()))
+        print(f"adapter, with its card: {result['adapter']}")
+        arms = f"base=base sft={result['workdir']}/sft/adapter dpo={result['adapter']}"
+        print(f"next: python -m dpo_kit evaluate --arms {arms} --prompts YOUR_PROMPTS.jsonl")
         return
     for note in result["notes"]:
         print(f"pairs: {note}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import json_object
-from dpo_kit.models.identity import FINGERPRINT, RECORD, folder_fingerprint, read_record
+from dpo_kit.models.identity import ADAPTED, FINGERPRINT, RECORD, base_fingerprint, read_record
 from dpo_kit.profiles import Profile, load_profile, profile_names
 
 # settings of the table `model` that shape an adapter or its training, and not what its arm answers
@@ -107,12 +107,14 @@ def _usable(folder: Path, path: Any, chosen: Profile) -> str:
     """
     if path in (chosen.model.path, chosen.model_path):
         return chosen.model.path
-    hashes = json_object(folder / FINGERPRINT)
-    for usable, local in ((chosen.model.path, chosen.model_path), (path, path)):
-        if isinstance(local, str) and Path(local).is_dir() and hashes == folder_fingerprint(Path(local)):
+    listed = json_object(folder / FINGERPRINT)
+    local = [path] if isinstance(path, str) and Path(path).is_dir() else []
+    for usable in (chosen.model.path, *local):
+        found = base_fingerprint(chosen.model_path if usable == chosen.model.path else usable)
+        if found and all(listed.get(part) == found[part] for part in ADAPTED):
             return usable
     named = f"{folder / RECORD}: the adapter was trained on {path!r}"
-    if isinstance(path, str) and Path(path).is_dir():
+    if local:
         raise DpoKitError(
             f"{named}, but the files in that folder are not those that {FINGERPRINT} lists; "
             "name the right base with --model"

@@ -13,9 +13,9 @@ from typing import Protocol
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.jsonl import read_records
-from dpo_kit.models.answers import Answer, AnswerStore, Missing
-from dpo_kit.models.generation import Sampling, StopCounts, count_stops, generate, respond
+from dpo_kit.models.generation import Answer, Missing, Sampling, StopCounts, count_stops, generate, respond
 from dpo_kit.models.loading import Arms, add_adapter, load_arms
+from dpo_kit.models.store import Store
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 
@@ -26,7 +26,7 @@ class Answerer(Protocol):
     name: str
 
     def answer(
-        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """One answer a prompt, in order, or why there is none; with a store, a stored answer is not made again."""
         ...
@@ -61,7 +61,7 @@ def answer_all(
     arms: Sequence[Answerer],
     prompts: Sequence[Prompt],
     samplings: Sequence[Sampling],
-    store: AnswerStore | None = None,
+    store: Store[Answer] | None = None,
     *,
     again: str | None = None,
     again_prompts: int | None = None,
@@ -120,7 +120,7 @@ class ModelArm:
         self.name, self.base, self.folder = name, base, folder
 
     def answer(
-        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
         answers = generate(*self.weights(), prompts, sampling, store)
@@ -190,7 +190,7 @@ class FileArm:
                 self._rows[row.prompt_id].append(row)
 
     def answer(
-        self, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
+        self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`. Raises DpoKitError where the file holds more than one answer to a prompt."""
         return [self._answer(prompt, sampling) for prompt in prompts]

@@ -17,9 +17,9 @@ import torch
 from dpo_kit.evaluation.comparison import compare_columns
 from dpo_kit.evaluation.results import Metric, Regression
 from dpo_kit.jsonl import read_jsonl
-from dpo_kit.models.answers import AnswerStore
-from dpo_kit.models.generation import Sampling
+from dpo_kit.models.generation import Answer, Sampling
 from dpo_kit.models.loading import Arms
+from dpo_kit.models.store import Store
 from dpo_kit.profiles import DATA
 from dpo_kit.records import Prompt, Response
 
@@ -33,7 +33,7 @@ LOSS_MATTERS = 0.02  # bits a byte, the smallest difference that would matter; a
 def regression_suite(
     before: "Answerer",
     after: "Answerer",
-    store: AnswerStore | None = None,
+    store: Store[Answer] | None = None,
     *,
     max_new_tokens: int = 64,
     batch_size: int = 8,

@@ -5,9 +5,11 @@ that decides a draw. So batches are formed from the full list of prompts, also w
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +17,30 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from dpo_kit.files import sha256
-from dpo_kit.models.answers import Answer, AnswerStore, answer_key
 from dpo_kit.models.loading import Arms
+from dpo_kit.models.store import Store
 from dpo_kit.models.tokens import prompt_ids
 from dpo_kit.records import Prompt, Response
+
+
+class Answer(NamedTuple):
+    """The text of an answer, and whether it ended by itself; None where nobody knows."""
+
+    text: str
+    stopped: bool | None
+
+
+class Missing(NamedTuple):
+    """An answer that was asked for and did not come, and why."""
+
+    prompt_id: str
+    reason: str
+
+
+def answer_key(prompt: Prompt, **depends_on: Any) -> str:
+    """A hash of the prompt (its id, which seeds the draw, and its messages) and of what else the answer depends on."""
+    content = json.dumps([prompt.id, prompt.chat(), depends_on], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,7 @@ def count_stops(responses: Sequence[Response]) -> StopCounts:
 
 
 def generate(
-    arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling, store: AnswerStore | None = None
+    arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
 ) -> list[Response]:
     """Answer every prompt once with one arm, in the order given.
 
@@ -158,7 +180,7 @@ class GumbelNoise(LogitsProcessor):
         """Logits `(B, V)` in, perturbed logits `(B, V)` out."""
         if self.temperature == 0:
             return scores
-        noise = torch.empty_like(scores, dtype=torch.float32)
+        noise = torch.empty_like(scores, dtype=torch.float32)  # (B, V); -log of an exponential draw is Gumbel
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores.float() / self.temperature - noise.log()
@@ -168,13 +190,13 @@ def _generate_batch(
     model: PreTrainedModel, tokenizer, heads: list[list[int]], noise: GumbelNoise, max_new_tokens: int
 ) -> list[list[int]]:
     """Prompts are padded on the left, where generation needs it; what follows an EOS is cut off."""
-    inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)
+    inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)  # (B, P)
     with torch.inference_mode():
-        ids = model.generate(
+        ids = model.generate(  # (B, P + at most max_new_tokens)
             **inputs,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
+            do_sample=False,  # the noise draws, so that a row's draw does not depend on the batch
+            use_cache=True,  # the model's own setting is off, for training
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             logits_processor=LogitsProcessorList([noise]),

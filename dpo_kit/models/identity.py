@@ -1,8 +1,10 @@
-"""Which base an adapter belongs to, written beside it, so that it is not laid over another in silence.
+"""Which weights these are: one record of a base's files, and one hash of what a model in memory computes.
 
-The hashes are of the base's files and not of what is in memory: the same adapter fits the base quantised or not.
-Weights are sampled, evenly over each file, so that a model of any size takes a moment; a training of any kind that
-touched a good part of them shows, a change of a few bytes may not.
+The record is of files, so that an adapter fits its base quantised or not, and so that a stage can look before any model
+is loaded. It lies beside each adapter. Large weights are sampled, evenly over each file, so that a model of any size
+takes a moment: a training of any kind that touched a good part of them shows, a change of a few bytes may not.
+
+The hash is of tensors, so that answers and log-probs in a store are found only by the model that gave them.
 """
 
 import hashlib
@@ -10,47 +12,54 @@ import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import snapshot_download
-from peft import PeftModel
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 
+if TYPE_CHECKING:  # stages ask for a fingerprint before they know whether the model stack is needed at all
+    from torch import Tensor, nn
+
 FINGERPRINT = "base.json"
+ADAPTED = ("weights", "tokenizer", "template")  # what an adapter must find again; saving anew may change the settings
+SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")  # what scales B A
 RECORD = "dpo_kit.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
 BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
+REBUILD = "python -m dpo_kit pretrain"
 
 
-def base_fingerprint(model: PreTrainedModel | PeftModel) -> dict[str, str] | None:
-    """Hashes of the `weights`, `tokenizer` and chat `template` of a model's base; None where it has no files here."""
-    folder = _folder(model)
-    return None if folder is None else folder_fingerprint(folder)
+def base_fingerprint(base: "str | nn.Module") -> dict[str, str] | None:
+    """SHA-256 of the `weights`, `tokenizer`, chat `template` and `settings` of a base, from its files.
 
-
-def folder_fingerprint(folder: Path) -> dict[str, str]:
-    """The same hashes of the files in a model's folder; nothing of the model is loaded."""
-    weights = hashlib.sha256()
+    `base` is a folder, a Hub id, or a model that was loaded from one, with or without adapters on it. None where it has
+    no files here.
+    """
+    folder = _folder(base)
+    if folder is None:
+        return None
+    weights, settings = hashlib.sha256(), hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         weights.update(path.name.encode() + _sample(path))
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in ("tokenizer.json", "manifest.json"):
+            settings.update(path.name.encode() + path.read_bytes())
     tokenizer = folder / "tokenizer.json"
     return {
         "weights": weights.hexdigest(),
         "tokenizer": sha256(tokenizer) if tokenizer.is_file() else "",
         "template": hashlib.sha256(_template(folder).encode()).hexdigest(),
+        "settings": settings.hexdigest(),
     }
 
 
-def write_fingerprint(model: PeftModel, adapter: Path) -> None:
+def write_fingerprint(model: "nn.Module", adapter: Path) -> None:
     """Write `base.json` into an adapter's folder; nothing where the base has no files."""
-    if origin := base_fingerprint(model):
-        write_atomically(adapter / FINGERPRINT, json.dumps(origin, indent=1) + "\n")
+    if found := base_fingerprint(model):
+        write_atomically(adapter / FINGERPRINT, json.dumps(found, indent=1) + "\n")
 
 
-def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
+def check_fingerprint(model: "nn.Module", adapter: Path) -> None:
     """Raises DpoKitError where `adapter` was trained on another base; warns where it does not say on which."""
     found = base_fingerprint(model)
     if found is None:
@@ -66,7 +75,7 @@ def check_fingerprint(model: PreTrainedModel | PeftModel, adapter: Path) -> None
         raise DpoKitError(
             f"{adapter / FINGERPRINT}: not a JSON object; restore it, or train the adapter again"
         ) from None
-    differing = [part for part in found if trained_on.get(part) != found[part]]
+    differing = [part for part in ADAPTED if trained_on.get(part) != found[part]]
     if differing:
         raise DpoKitError(
             f"{adapter}: this adapter was trained on another base, whose {' and '.join(differing)} differ from that of "
@@ -93,13 +102,76 @@ def read_record(adapter: Path) -> dict[str, Any] | None:
         raise DpoKitError(f"{adapter / RECORD}: not a JSON object; restore it, or remove it and use --model") from None
 
 
-def _folder(model: PreTrainedModel | PeftModel) -> Path | None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    name = base.config.name_or_path
-    if Path(name).is_dir():
+def check_shipped_model(folder: Path) -> None:
+    """Verify a model folder that carries a manifest of ours; folders without one, and Hub ids, pass.
+
+    Raises DpoKitError where a shipped model is absent, or a file of it is missing or changed.
+    """
+    manifest = folder / "manifest.json"
+    if "tiny-base" in folder.parts and not manifest.is_file():
+        raise DpoKitError(f"{folder}: the shipped model is missing; restore it with git, or rebuild it: {REBUILD}")
+    if not manifest.is_file():
+        return
+    for name, expected in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            raise DpoKitError(f"{folder / name}: missing or changed; restore it with git, or rebuild it: {REBUILD}")
+
+
+# ---- in memory --------------------------------------------------------------------------------------------------
+
+
+def model_identity(model: "nn.Module", adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
+    """A hash of all that decides what a model computes: its frozen weights, `adapter` on them, and `context`.
+
+    Other adapters do not enter. `frozen` is what `frozen_identity` gave before, because it reads gigabytes; `context`
+    is plain data, such as the dtype of autocast.
+    """
+    tensors, scaling = {}, {}
+    if adapter is not None:
+        from peft import get_peft_model_state_dict
+
+        tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        scaling = {name: getattr(model.peft_config[adapter], name) for name in SCALING}
+    return _hash(tensors, [frozen or frozen_identity(model), scaling, context])
+
+
+def frozen_identity(model: "nn.Module") -> str:
+    """A hash of the frozen weights as quantised, the model's settings, the device, and the library versions.
+
+    It is the same with and without adapters on the weights, and wherever the model was loaded from.
+    """
+    base = _without_adapters(model)
+    weights = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
+    config = {name: value for name, value in base.config.to_dict().items() if not name.startswith("_")}
+    versions = {library: version(library) for library in ("torch", "transformers", "peft", "bitsandbytes")}
+    return _hash(weights, [config, next(base.parameters()).device.type, versions])
+
+
+def _hash(tensors: "dict[str, Tensor]", settings: Any) -> str:
+    import torch
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _without_adapters(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def _folder(base: Any) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    name = base if isinstance(base, str) else _without_adapters(base).config.name_or_path
+    if not name or Path(name).is_dir():
         return Path(name) if name else None
     try:
-        return Path(snapshot_download(name, local_files_only=True)) if name else None
+        return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):  # built from a config, or its files have gone
         return None
 

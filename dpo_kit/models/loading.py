@@ -1,25 +1,27 @@
 """One set of frozen weights, and adapters on it: the arms that are trained and compared."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from torch import Tensor
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from trl.trainer.utils import use_adapter
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.files import sha256, write_atomically
-from dpo_kit.models.identity import check_fingerprint, write_fingerprint
+from dpo_kit.files import write_atomically
+from dpo_kit.models.identity import (
+    check_fingerprint,
+    check_shipped_model,
+    frozen_identity,
+    model_identity,
+    write_fingerprint,
+)
 from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.profiles import Profile
 
@@ -33,7 +35,7 @@ class Arms:
 
     model: PeftModel | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    _base_identity: str | None = field(default=None, init=False, repr=False)
+    _frozen: str | None = field(default=None, init=False, repr=False)
 
     @contextmanager
     def use(self, arm: str) -> Iterator[PreTrainedModel]:
@@ -53,10 +55,16 @@ class Arms:
         """A hash of all that decides what `arm` answers, taken from memory: weights as quantised, settings, tokenizer,
         device and library versions. The frozen weights are read once; adapters, which are trained, each time.
         """
-        if self._base_identity is None:
-            self._base_identity = frozen_identity(self.model, self.tokenizer)
-        adapter = "" if arm == "base" else adapter_identity(self.model, arm)
-        return hashlib.sha256(f"{self._base_identity}/{adapter}".encode()).hexdigest()
+        if self._frozen is None:
+            self._frozen = frozen_identity(self.model)
+        tokenizer, adapter = self.tokenizer, None if arm == "base" else arm
+        context = {
+            "generation": self.model.generation_config.to_dict(),
+            "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+            "template": tokenizer.chat_template,
+            "special_tokens": tokenizer.special_tokens_map,
+        }
+        return model_identity(self.model, adapter, self._frozen, **context)
 
     def _adapter(self, arm: str) -> AbstractContextManager:
         if arm == "base" and not isinstance(self.model, PeftModel):
@@ -81,7 +89,7 @@ def load_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     except (OSError, ValueError) as error:
         raise DpoKitError(f"{path}: the model cannot be loaded: {str(error).splitlines()[0]}") from error
     keep_gradients(model)
-    model.config.use_cache = False
+    model.config.use_cache = False  # training needs no cache of keys and values; generation asks for one
     return model, tokenizer
 
 
@@ -113,53 +121,23 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
     """
     model.save_pretrained(folder, selected_adapters=[name])
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = sorted(config["target_modules"])
     write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_fingerprint(model, folder)
 
 
 def lora(profile: Profile) -> LoraConfig:
-    """LoRA on every linear layer but the head, without dropout: policy and reference must agree at step 0."""
+    """LoRA on the layers that the profile names, without dropout: policy and reference must agree at step 0."""
     return LoraConfig(
         r=profile.model.lora_r,
         lora_alpha=profile.model.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=profile.model.lora_targets,
+        use_rslora=profile.model.rslora,
+        use_dora=profile.model.dora,
         task_type="CAUSAL_LM",
     )
-
-
-def frozen_identity(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the frozen weights, the model's settings, the tokenizer, the device and the library versions.
-
-    It is the same with and without adapters on the weights, and wherever the model was loaded from.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    weights = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
-    settings = {
-        "config": {name: value for name, value in base.config.to_dict().items() if name != "_name_or_path"},
-        "generation": base.generation_config.to_dict(),
-        "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
-        "template": tokenizer.chat_template,
-        "special_tokens": tokenizer.special_tokens_map,
-        "device": base.device.type,
-        "versions": {library: version(library) for library in ("torch", "transformers", "peft", "bitsandbytes")},
-    }
-    return _hash(weights, settings)
-
-
-def adapter_identity(model: PeftModel, name: str) -> str:
-    """A hash of one adapter's weights and of the settings that scale them."""
-    settings = {key: getattr(model.peft_config[name], key) for key in ("r", "lora_alpha", "use_rslora", "use_dora")}
-    return _hash(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), settings)
-
-
-def _hash(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def adapters_to_fp32(model: PeftModel) -> None:
@@ -172,24 +150,6 @@ def adapters_to_fp32(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-
-
-def check_shipped_model(folder: Path) -> None:
-    """Verify a model folder that carries a manifest of ours; folders without one, and Hub ids, pass.
-
-    Raises DpoKitError where a shipped model is absent, or a file of it is missing or changed.
-    """
-    manifest = folder / "manifest.json"
-    if "tiny-base" in folder.parts and not manifest.is_file():
-        raise DpoKitError(f"{folder}: the shipped model is missing; restore it with git, or rebuild it: {REBUILD}")
-    if not manifest.is_file():
-        return
-    for name, expected in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise DpoKitError(f"{folder / name}: missing or changed; restore it with git, or rebuild it: {REBUILD}")
-
-
-REBUILD = "python -m dpo_kit pretrain"
 
 
 def _device() -> dict[str, str | int]:

@@ -51,9 +51,10 @@ def kl_of_answers(
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
         inputs, completion_mask = pad_completions(arms.tokenizer, heads[rows], tails[rows])
-        logits_p, logits_q = (_logits(arms, arm, inputs) for arm in (policy, reference))
+        logits_p, logits_q = (_logits(arms, arm, inputs) for arm in (policy, reference))  # (B, T - 1, V) each
+        # the logits at one position are about the next token, so the mask moves by one
         sums.append(exact_kl(logits_p, logits_q, completion_mask[:, 1:].to(logits_p.device)).sum(dim=1))
-    sequence = torch.cat(sums).double()
+    sequence = torch.cat(sums).double()  # one KL for each prompt
     return KlEstimate(
         sequence=sequence.mean().item(),
         standard_error=(sequence.std() / len(sequence) ** 0.5).item(),

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -93,19 +93,20 @@ def estimate(
     Raises DpoKitError where the model's configuration cannot be read.
     """
     model = skeleton(profile, config)
+    text = model.config.get_text_config()
     settings, two = getattr(profile, stage), stage == "dpo"
-    tokens = max(settings.max_tokens or settings.batch_size * (1 + two) * profile.model.max_length,
-                 (1 + two) * profile.model.max_length)  # fmt: skip
+    longest = (1 + two) * profile.model.max_length  # one row of the data, whose sides are computed together
+    tokens = max(settings.max_tokens or settings.batch_size * longest, longest)
     quantized, plain = weight_bytes(model, profile.model.quantize == "nf4")
     shapes = adapter_shapes(model, profile.model.lora_r)
     adapters = 4 * sum(map(math.prod, shapes))
     width = torch.empty((), dtype=_dtype(profile)).itemsize
-    layers = model.config.get_text_config().num_hidden_layers
+    layers = text.num_hidden_layers
     met = tokens * min(profile.model.max_length, KEPT_KEYS) if device == "cpu" else None
     layer = layer_bytes(model.config, profile.model.lora_r, width, tokens, met)
     copies = adapters // 4 * width if width == 2 else 0  # autocast keeps each adapter in bf16 too
     again = ((two and profile.model.checkpoint_layers) or layers) if profile.model.checkpointing else 0
-    checkpoints = again * tokens * model.config.get_text_config().hidden_size * width
+    checkpoints = again * tokens * text.hidden_size * width  # of such a layer only its input is kept
     return Memory(
         quantized=quantized,
         embeddings=plain,
@@ -113,8 +114,9 @@ def estimate(
         reference=adapters if two and not precomputed else 0,
         gradients=adapters,
         optimizer=2 * adapters + 4 * len(shapes),  # two moments, and a step count for each tensor
-        activations=copies + checkpoints + max(1, layers - again) * layer,
-        logits=SCORING + (2 * width + 4) * tokens * model.config.get_text_config().hidden_size,
+        activations=copies + checkpoints + max(1, layers - again) * layer,  # at least the layer being recomputed
+        # beside one block of logits: the last hidden states (tokens, H), their gradient, and a copy in fp32
+        logits=SCORING + (2 * width + 4) * tokens * text.hidden_size,
         allowance=_allowance(model, width, tokens),
     )
 
@@ -175,8 +177,8 @@ def check_fits(profile: Profile, free: int | None = None, config: PretrainedConf
         free = torch.cuda.mem_get_info()[0]
     config = config or configuration(profile.model_path)
     stages = {stage: estimate(profile, stage, config) for stage in ("sft", "dpo")}
-    if free is not None and not _fits(stages.values(), free):
-        stage, most = max(stages.items(), key=lambda item: item[1].total)
+    stage, most = max(stages.items(), key=lambda item: item[1].total)
+    if free is not None and most.total > USABLE * free:
         raise DpoKitError(
             f"profile {profile.name} needs {most.total / GB:.1f} GB for {stage}, and {free / GB:.1f} GB are free, of "
             f"which {USABLE:.0%} can be used; {_advice(profile, free, config)}"
@@ -199,21 +201,18 @@ def fewest_checkpoints(profile: Profile, free: int | None = None, config: Pretra
 
     def fits(count: int) -> bool:
         tried = profile.model_copy(update={"model": said.model_copy(update={"checkpoint_layers": count})})
-        return _fits([estimate(tried, "dpo", config, precomputed=True)], free)
+        return estimate(tried, "dpo", config, precomputed=True).total <= USABLE * free
 
     counts = range(1, config.get_text_config().num_hidden_layers)
+    # each more layer needs less memory, so `fits` is False, ..., False, True, ..., True over the counts
     return next(iter(counts[bisect_left(counts, True, key=fits) :]), None)
 
 
 def fitting_profiles(free: int) -> list[str]:
     """The gpu-* profiles whose model and settings fit into `free` bytes, the largest last."""
-    found = {}
-    for name in profile_names():
-        profile = load_profile(name)
-        if name.startswith("gpu-") and profile.model_path in SHAPES:
-            found[name] = [estimate(profile, stage) for stage in ("sft", "dpo")]
-    fitting = [name for name, stages in found.items() if _fits(stages, free)]
-    return sorted(fitting, key=lambda name: max(part.total for part in found[name]))
+    profiles = [load_profile(name) for name in profile_names() if name.startswith("gpu-")]
+    peaks = {profile.name: _peak(profile) for profile in profiles if profile.model_path in SHAPES}
+    return sorted((name for name, peak in peaks.items() if peak <= USABLE * free), key=peaks.__getitem__)
 
 
 def _advice(profile: Profile, free: int, config: PretrainedConfig) -> str:
@@ -225,7 +224,7 @@ def _advice(profile: Profile, free: int, config: PretrainedConfig) -> str:
             less = {"max_tokens": 2 * length}
             tables = {stage: getattr(profile, stage).model_copy(update=less) for stage in ("sft", "dpo")}
             tried = profile.model_copy(update={"model": model, **tables})
-            if _fits([estimate(tried, stage, config) for stage in ("sft", "dpo")], free):
+            if _peak(tried, config) <= USABLE * free:
                 said = f"model.max_length={length}", f"model.checkpointing={str(checkpointing).lower()}"
                 both = (f"{stage}.max_tokens={2 * length}" for stage in ("sft", "dpo"))
                 return "it fits with " + " ".join(f"--set {change}" for change in (*said, *both))
@@ -233,8 +232,9 @@ def _advice(profile: Profile, free: int, config: PretrainedConfig) -> str:
     return f"it fits with --profile {others[-1]}" if others else "no profile fits: choose a smaller --model"
 
 
-def _fits(stages: Iterable[Memory], free: int) -> bool:
-    return max(part.total for part in stages) <= USABLE * free
+def _peak(profile: Profile, config: PretrainedConfig | None = None) -> int:
+    """Bytes of the stage that needs more."""
+    return max(estimate(profile, stage, config).total for stage in ("sft", "dpo"))
 
 
 def _allowance(model: PreTrainedModel, width: int, tokens: int) -> int:
@@ -281,7 +281,7 @@ def calibrate(profile: Profile, config: PretrainedConfig | None = None, tokens: 
     (forward1, both1), (forward2, both2) = (_times(_shallow(profile, config, layers, device), ids) for layers in (1, 2))
     text = config.get_text_config()
     weights = sum(layer.weight.numel() for layer in _linears(skeleton(profile, config))) / text.num_hidden_layers
-    layers = text.num_hidden_layers + 0.5 * text.vocab_size * text.hidden_size / weights
+    layers = text.num_hidden_layers + 0.5 * text.vocab_size * text.hidden_size / weights  # the head as so many layers
     return Speed(*(max(two - one, 0.0) * layers / tokens for one, two in ((forward1, forward2), (both1, both2))))
 
 

@@ -26,7 +26,8 @@ def pad_completions(
     """
     rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     inputs = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
-    starts = torch.tensor([len(prompt) for prompt in prompts])
-    positions = torch.arange(inputs["input_ids"].shape[1])
-    completion_mask = (positions >= starts[:, None]) & inputs["attention_mask"].bool()
+    starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    positions = torch.arange(inputs["input_ids"].shape[1])  # (T,)
+    # not "ids that differ from padding": a model whose pad token is its EOS would lose the EOS that it has to learn
+    completion_mask = (positions >= starts[:, None]) & inputs["attention_mask"].bool()  # (B, T)
     return dict(inputs), completion_mask

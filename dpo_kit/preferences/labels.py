@@ -1,10 +1,8 @@
 """What people said, kept so that nothing they said is lost: one SQLite file, one durable transaction a label.
 
 A label is a row that is never changed but for the time it was undone. A partial unique index allows one standing label
-an annotator and item, whatever the number of clicks, processes and kills. Each call opens the file, commits and
-closes it: nothing is held open between two labels, so that several people and notebooks can share one file. It keeps
-SQLite's rollback journal: the change to a write-ahead log fails where two make the file at once, and such a log cannot
-lie on a disk of the network.
+an annotator and item, whatever the number of clicks, processes and kills. How the file is opened, committed and
+checked is said in `models.store`.
 
 An item is named by its prompt and by what its texts are, so that a label never moves to answers it was not given to.
 The item lies in the file beside its label: the file alone can be turned into verdicts and pairs.
@@ -12,23 +10,19 @@ The item lies in the file beside its label: the file alone can be turned into ve
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.models.store import Database
 from dpo_kit.records import PreferencePair, Prompt, Record, Response, Verdict, Winner
 
 Choice = Literal["a", "b", "tie", "skip"]
 Order = Literal["ab", "ba"]
 
-APPLICATION, VERSION = 0x44504F4B, 1  # what SQLite's header says of our files: "DPOK", and the layout below
-LOCK_SECONDS = 5.0
-LAYOUT = """
+TABLES = """
 CREATE TABLE IF NOT EXISTS item (id TEXT PRIMARY KEY, json TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS label (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -75,18 +69,12 @@ class Label(Record):
         return Verdict(winner=winner, judge=f"human:{self.annotator}", reason=self.note, order=self.shown, at=self.at)
 
 
-class Labels:
+class Labels(Database):
     """The labels in one file. Every method raises DpoKitError where the file is locked, damaged or not ours."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file at `path` and check it through, or make it."""
-        self.path = Path(path).absolute()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DpoKitError(f"{self.path}: no folder for the labels here: {error.strerror}") from None
-        with self._connected("rwc") as db:
-            self._prepare(db)
+    application, tables, holds = 0x44504F4B, TABLES, "labels"
+    rescue = "restore a copy, or try `sqlite3 FILE .recover` on one"
+    patience = 5.0  # seconds that a person waits for a file that another program holds
 
     def add(self, annotator: str, item: Item, choice: Choice, shown: Order, note: str = "") -> bool:
         """Keep one label; on return it is on the disk. False where a label of `annotator` on `item` already stands."""
@@ -142,54 +130,6 @@ class Labels:
                 pairs.append(PreferencePair(prompt=item.prompt, chosen=sides[0], rejected=sides[1], verdict=verdict))
         return pairs
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        """Make our tables in an empty file; refuse a file of another kind or version, or a damaged one."""
-        db.execute("BEGIN")  # one view of all three, whoever else is making the file
-        application, version, tables = (
-            db.execute(query).fetchone()[0]
-            for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-        )
-        db.execute("COMMIT")
-        if (application, version, tables) == (0, 0, 0):
-            mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
-            db.executescript(f"BEGIN IMMEDIATE; {LAYOUT} {mark} COMMIT;")
-        elif application != APPLICATION:
-            raise DpoKitError(f"{self.path}: an SQLite file of another program; name another file for the labels")
-        elif version != VERSION:
-            raise DpoKitError(
-                f"{self.path}: labels of version {version}, this dpo_kit reads version {VERSION};"
-                " use the dpo_kit that wrote them, or name another file"
-            )
-        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise DpoKitError(_damaged(self.path, found))
-
-    @contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """All that happens inside, or nothing of it; what raises inside is rolled back when the file is closed."""
-        with self._connected("rw") as db:
-            db.execute(begin)
-            yield db
-            db.execute("COMMIT")
-
-    @contextmanager
-    def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
-        db = None
-        try:
-            address = f"{self.path.as_uri()}?mode={mode}"
-            db = sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
-            db.execute("PRAGMA synchronous = EXTRA")
-            yield db
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            advice = "another program holds it: close that" if busy else "may it be written, and has the disk room?"
-            raise DpoKitError(f"{self.path}: nothing was saved: {error}; {advice}") from None
-        except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a row that is not what was written
-            raise DpoKitError(_damaged(self.path, str(error).splitlines()[0])) from None
-        finally:
-            if db is not None:
-                db.close()
-
 
 def aligned(x: Mapping[str, Verdict], y: Mapping[str, Verdict]) -> tuple[list[Winner], list[Winner]]:
     """The winners of two judges on the items that both judged, in one order: what Cohen's kappa asks for."""
@@ -233,7 +173,3 @@ def _storable(text: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _damaged(path: Path, found: str) -> str:
-    return f"{path}: the file of labels is damaged ({found}); restore a copy, or try `sqlite3 FILE .recover` on one"

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dpo_kit.models.answers import AnswerStore
-from dpo_kit.models.generation import Sampling, generate
+from dpo_kit.models.generation import Answer, Sampling, generate
 from dpo_kit.models.loading import Arms
+from dpo_kit.models.store import Store
 from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.profiles import EvaluationSettings, PairSettings
 from dpo_kit.records import PreferencePair, Prompt, Response
@@ -17,7 +17,7 @@ def sample(
     temperatures: Sequence[float],
     settings: PairSettings | EvaluationSettings,
     seed: int,
-    store: AnswerStore | None = None,
+    store: Store[Answer] | None = None,
 ) -> list[list[Response]]:
     """For each prompt in order, one response a temperature, each drawn with a seed of its own.
 
@@ -34,7 +34,12 @@ def sample(
 
 
 def sample_twice(
-    arms: Arms, arm: str, prompts: Sequence[Prompt], settings: PairSettings, seed: int, store: AnswerStore | None = None
+    arms: Arms,
+    arm: str,
+    prompts: Sequence[Prompt],
+    settings: PairSettings,
+    seed: int,
+    store: Store[Answer] | None = None,
 ) -> tuple[list[Response], list[Response]]:
     """Two answers a prompt from one arm, at the two temperatures of a profile's `pairs` table."""
     twos = sample(arms, arm, prompts, settings.temperatures, settings, seed, store)

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dpo_kit.errors import DpoKitError
 
@@ -23,17 +23,25 @@ DATA = ROOT / "data" if IN_CHECKOUT else HERE.parent / "data"  # a wheel carries
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Loss = Literal[
+    "sigmoid", "sigmoid_norm", "cdpo", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+]  # fmt: skip
+SMOOTHED = {"cdpo", "robust", "exo_pair", "aot", "aot_unpaired"}  # the losses that use `label_smoothing`
 
 
 class Settings(BaseModel):
     """A frozen table of a profile that rejects keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class ModelSettings(Settings):
     """The frozen base, how it is quantised, and the shape of the adapters on it.
 
+    `lora_targets` names the layers that get an adapter, as PEFT's `target_modules`: the last parts of their names, a
+    regular expression, or "all-linear" for every linear layer but the head. `rslora` scales by alpha / sqrt(r) in place
+    of alpha / r (arXiv 2312.03732). `dora` also learns the norm of each weight's columns (arXiv 2402.09353).
     `checkpointing` saves memory: the activations of a layer are not kept but computed again in the backward pass. SFT
     does so for all layers, DPO for the first `checkpoint_layers`, by default as few as the card's memory allows.
     """
@@ -44,6 +52,9 @@ class ModelSettings(Settings):
     max_length: Count
     lora_r: Count
     lora_alpha: Count
+    lora_targets: str | list[str] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
     checkpointing: bool = False
     checkpoint_layers: Count | None = None
 
@@ -53,6 +64,7 @@ class TrainingSettings(Settings):
 
     `batch_size` is the number of rows that one optimiser step learns from. At most `max_tokens` tokens of them, padding
     included, go through the model at once, and their gradients are added up; None sends the whole batch at once.
+    `optimizer` and `scheduler` are names that transformers knows; the paper's optimiser is "rmsprop".
     `report_to` names a tracker that gets the metrics besides the metrics log.
     """
 
@@ -61,13 +73,21 @@ class TrainingSettings(Settings):
     batch_size: Count
     max_tokens: Count | None = None
     save_every: Count = 50
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_8bit", "rmsprop", "sgd"] = "adamw_torch_fused"
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     any_learning_rate: bool = False
     report_to: Literal["none", "trackio", "tensorboard", "wandb", "mlflow"] = "none"
 
 
 class SftSettings(TrainingSettings):
-    """How many demonstrations there are, how often they are wrong (own world only), and the fine-tuning on them."""
+    """How many demonstrations there are, how often they are wrong (own world only), and the fine-tuning on them.
 
+    With `skip` there is no fine-tuning: DPO starts from the base, or an instruct model as it is, and compares with it.
+    `from` names the folder of an adapter for DPO to start from, and to compare with, in place of a fine-tuned one.
+    """
+
+    skip: bool = False
+    from_: str = Field("", alias="from")
     demonstrations: Count
     wrong_severity: Share
     invented_fact: Share
@@ -113,12 +133,37 @@ class PairSettings(Settings):
 
 class DpoSettings(TrainingSettings):
     """The preference training. KL to the reference is measured on the policy's own answers to `kl_prompts` prompts,
-    every `kl_every` optimiser steps."""
+    every `kl_every` optimiser steps.
+
+    `loss` names one or more of TRL's losses, which are added with `loss_weights` (1 each by default): "sigmoid" is DPO,
+    and ["sigmoid", "sft"] adds the likelihood of the chosen answer. `label_smoothing` is the share of labels that is
+    taken to be wrong by the losses that allow for it: "cdpo" is DPO with smoothed labels, and "robust" is unbiased
+    under that noise (arXiv 2403.00409).
+    """
 
     beta: Positive
+    loss: list[Loss] = ["sigmoid"]
+    loss_weights: list[float] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     warmup_share: Share
     kl_prompts: Count
     kl_every: Count
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "DpoSettings":
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
+            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.loss)} losses; give each its own")
+        if len(set(self.loss)) < len(self.loss) or not self.loss:
+            raise ValueError(f"loss = {self.loss}: name at least one loss, and each once")
+        smoothed = SMOOTHED.intersection(self.loss)
+        if self.label_smoothing and not smoothed:
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing:g} would be ignored by {', '.join(self.loss)}; "
+                f"it is used by {', '.join(sorted(SMOOTHED))}"
+            )
+        if smoothed and not self.label_smoothing:
+            raise ValueError(f"loss {', '.join(sorted(smoothed))} needs label_smoothing, the share of wrong labels")
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -184,15 +229,18 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profile:
-    """Load a profile by name, by default the one in `DPO_KIT_PROFILE`, else `tiny`.
+    """Load a profile by name or from a TOML file, by default the one in `DPO_KIT_PROFILE`, else `tiny`.
 
+    A file of your own has the same tables as those beside this module, and may begin with `like = "NAME"`: what it
+    leaves out is then as in the profile of that name. The profile is called after the file.
     Overrides are given by table: `load_profile("tiny", dpo={"beta": 0.5})`. They come before those of the environment.
     Raises DpoKitError for an unknown name, an unknown key (naming the nearest known one) or a bad value.
     """
     name = name or os.environ.get("DPO_KIT_PROFILE", "tiny")
-    if name not in profile_names():
-        raise DpoKitError(f"unknown profile {name!r}{_nearest(name, profile_names())}")
-    tables = tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+    if name.endswith(".toml"):
+        name, tables = _own_profile(Path(name).expanduser())
+    else:
+        tables = _shipped(name)
     for given in (_from_environment(), overrides):
         for table, values in given.items():
             if table not in TABLES:
@@ -202,6 +250,32 @@ def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profil
         return Profile(name=name, **tables)
     except ValidationError as error:
         raise DpoKitError(f"profile {name}: {_explain(error, tables)}") from None
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    if name not in profile_names():
+        raise DpoKitError(
+            f"unknown profile {name!r}{_nearest(name, profile_names())}, or give the path of a .toml file"
+        )
+    return tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _own_profile(path: Path) -> tuple[str, dict[str, Any]]:
+    """The name and the tables of a profile that is a file of the user's own."""
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DpoKitError(f"{path}: no profile can be read there ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DpoKitError(f"{path}: not a TOML file: {error}") from None
+    tables = _shipped(str(own.pop("like"))) if "like" in own else {}
+    for table, values in own.items():
+        if not isinstance(values, dict):
+            raise DpoKitError(f"{path}: {table!r} stands outside any table; settings belong to {', '.join(TABLES)}")
+        tables[table] = tables.get(table, {}) | values
+    if unknown := [table for table in tables if table not in TABLES]:
+        raise DpoKitError(f"{path}: unknown table {unknown[0]!r}{_nearest(unknown[0], TABLES)}")
+    return path.stem, tables
 
 
 TABLES = [name for name in Profile.model_fields if name != "name"]
@@ -242,6 +316,8 @@ def _explain(error: ValidationError, tables: dict[str, dict]) -> str:
     if first["type"] == "extra_forbidden" and rest:
         known = list(Profile.model_fields[table].annotation.model_fields)
         return f"unknown key {table}.{rest[0]}{_nearest(rest[0], known)}"
+    if first["type"] == "value_error":
+        return f"table {table}: {first['msg'].removeprefix('Value error, ')}"
     return f"{'.'.join([table, *rest])} = {first['input']!r}: {first['msg']}"
 
 

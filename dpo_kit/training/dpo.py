@@ -20,7 +20,7 @@ from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
 from dpo_kit.models.logprobs import kl_of_answers
 from dpo_kit.models.memory import fewest_checkpoints
-from dpo_kit.profiles import Profile
+from dpo_kit.profiles import SMOOTHED, DpoSettings, Profile
 from dpo_kit.records import PreferencePair, Prompt
 from dpo_kit.training.checkpoints import Checkpoints
 from dpo_kit.training.fast import unsupported_reason
@@ -63,7 +63,7 @@ def train_dpo(
     """
     refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
-    cache = references or scratch / "references.sqlite"
+    cache = references or scratch / "reference_logps.sqlite"
     trainer = dpo_trainer(profile, pairs, sft_adapter, folder, seed, held_out, cache)
     if trainer.stock_reason:
         log(f"TRL's own forward is used, not the fast one: {trainer.stock_reason}")
@@ -77,11 +77,13 @@ def train_dpo(
     check_rows(trainer)
     check_trainable(trainer.model)
     check_learning_rate(trainer.model, "dpo", profile.dpo)
+    check_schedule(trainer)
     start = check_start(trainer)
     write_atomically(folder / "start.json", json.dumps({**start, "reference_sha256": reference}, indent=1) + "\n")
     arms = Arms(trainer.model, trainer.processing_class)
     trainer.add_callback(KlProbe(arms, kl_prompts, profile, trainer.metrics_log, seed, evaluate=bool(held_out)))
     trainer.run(stop)
+    check_moved(trainer)
     save_adapter(trainer.model, folder / "adapter")
     write_atomically(folder / "end.json", json.dumps(last_rewards(trainer), indent=1) + "\n")
 
@@ -109,7 +111,7 @@ def dpo_trainer(
         args=DPOConfig(
             **arguments,
             beta=profile.dpo.beta,
-            lr_scheduler_type="linear",
+            **loss_arguments(profile.dpo),
             warmup_steps=profile.dpo.warmup_share,
             precompute_ref_log_probs=references is not None,
             precompute_ref_batch_size=arguments["per_device_eval_batch_size"],
@@ -135,24 +137,84 @@ def _start_at_reference(model: PeftModel) -> None:
 
 
 def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
-    """Check that nothing has been learnt yet and that something can be: loss ln 2, margin 0, the right gradient.
+    """Check that nothing has been learnt yet and that something can be: the loss at margin 0, and the right gradient.
 
-    -log sigmoid is strictly convex, so a mean loss of ln 2 together with a mean margin of 0 means that every margin is
-    0. Both are measured on the held-out pairs where there are any, so that their curve has its first point, else on
-    pairs that are trained. Returns the loss, the margin and the lowest cosine of the gradients (see `check_gradients`).
-    Raises DpoKitError where one of the three is wrong.
+    Where the loss is DPO's, -log sigmoid, it is ln 2 at margin 0. It is strictly convex, so a mean loss of ln 2
+    together with a mean margin of 0 means that every margin is 0. Other losses have other values there, so only the
+    mean rewards of both sides and the margin are compared with 0. All are measured on the held-out pairs where there
+    are any, so that their curve has its first point, else on pairs that are trained.
+
+    Returns the loss, the margin and the lowest cosine of the gradients (see `check_gradients`).
+    Raises DpoKitError where one of them is wrong.
     """
     probe = trainer.train_dataset.select(range(min(PROBE_PAIRS, len(trainer.train_dataset))))
     metrics = trainer.evaluate(trainer.eval_dataset or probe)
     loss, margin = metrics["eval_loss"], metrics["eval_rewards/margins"]
     # in bf16 the reference's log-probs, which were computed in other batches, are rounded in another way
     rounding = 1e-5 if trainer.model.dtype == torch.float32 else 0.02
-    if not (math.isclose(loss, math.log(2), abs_tol=rounding) and math.isclose(margin, 0, abs_tol=rounding)):
+    expected = {"loss": (loss, math.log(2))} if trainer.loss_types == ["sigmoid"] else {}
+    expected |= {name: (metrics[f"eval_rewards/{name}"], 0.0) for name in ("margins", "chosen", "rejected")}
+    wrong = [name for name, (found, at) in expected.items() if not math.isclose(found, at, abs_tol=rounding)]
+    if wrong:
+        found = ", ".join(f"{name} {expected[name][0]:.6f} in place of {expected[name][1]:.6f}" for name in wrong)
         raise DpoKitError(
-            f"at step 0 the loss is {loss:.6f} and the margin {margin:.6f}, not ln 2 = 0.693147 and 0: the reference "
-            "is not the policy's start; train from the SFT adapter, not from one that DPO has moved"
+            f"at step 0 nothing has been learnt, yet there is {found}: "
+            + (
+                "a weight of the base or the adapter is not finite"
+                if math.isnan(margin)
+                else "the reference is not "
+                "the policy's start; train from the SFT adapter, not from one that DPO has moved"
+            )
         )
     return {"loss": loss, "margin": margin, "gradient_cosine": check_gradients(trainer)}
+
+
+def loss_arguments(settings: DpoSettings) -> dict[str, Any]:
+    """The losses of a profile as keyword arguments of TRL's `DPOConfig`.
+
+    TRL has no cDPO: its "sigmoid" ignores `label_smoothing`. With x = beta * (log-ratio chosen - rejected),
+
+        cDPO(e)   = -(1 - e) log sigmoid(x) - e log sigmoid(-x) = -log sigmoid(x) + e x
+        robust(s) = -log sigmoid(x) - s x / (1 - 2 s)
+
+    so cDPO(e) = (1 + 2 e) DPO - 2 e robust(1/4). Raises DpoKitError where "cdpo" stands beside another loss that uses
+    `label_smoothing`, because TRL has one value for all.
+    """
+    weights = settings.loss_weights or [1.0] * len(settings.loss)
+    losses = dict(zip(settings.loss, weights, strict=True))
+    smoothing = settings.label_smoothing
+    if "cdpo" in losses:
+        if others := SMOOTHED.intersection(losses) - {"cdpo"}:
+            raise DpoKitError(f"dpo.loss: cdpo cannot stand beside {', '.join(sorted(others))}; choose one of them")
+        weight = losses.pop("cdpo")
+        losses["sigmoid"] = losses.get("sigmoid", 0.0) + weight * (1 + 2 * smoothing)
+        losses["robust"], smoothing = -2 * smoothing * weight, 0.25
+    return {"loss_type": list(losses), "loss_weights": list(losses.values()), "label_smoothing": smoothing}
+
+
+def check_schedule(trainer: GuardedDPOTrainer) -> None:
+    """Raises DpoKitError where every optimiser step falls into the warm-up, which starts at a learning rate of 0."""
+    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    warmup = trainer.args.get_warmup_steps(steps)
+    if steps <= warmup:
+        raise DpoKitError(
+            f"{steps} optimiser steps, and the warm-up takes {warmup}: the learning rate would start at 0 and never "
+            f"reach {trainer.args.learning_rate:g}; lower dpo.batch_size (now {trainer.args.train_batch_size}), raise "
+            "dpo.epochs, or set dpo.warmup_share = 0"
+        )
+
+
+def check_moved(trainer: GuardedDPOTrainer) -> None:
+    """Raises DpoKitError where the weights that training ends with are those that it started with."""
+    for name, parameter in trainer.model.named_parameters():
+        if ".default." in name and not torch.equal(
+            parameter, trainer.model.get_parameter(name.replace(".default.", ".ref."))
+        ):
+            return
+    raise DpoKitError(
+        "training ended with the weights that it started with: nothing was learnt; raise dpo.learning_rate or the "
+        "number of steps (dpo.epochs, or a smaller dpo.batch_size)"
+    )
 
 
 def last_rewards(trainer: GuardedDPOTrainer) -> dict[str, list[float]]:

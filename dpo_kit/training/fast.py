@@ -35,9 +35,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from dpo_kit.models.identity import model_identity
 from dpo_kit.models.quantization import dequantized
+from dpo_kit.models.store import Store
 from dpo_kit.training.branches import Branches, branch_attention
-from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
+from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys
 from dpo_kit.training.token_scores import score
 
 ATTENTION = "dpo_kit_branches"
@@ -365,14 +367,16 @@ class FastDPOTrainer(DPOTrainer):
             return dataset
         model = self.ref_model or self.model
         # the reference is frozen, so its gigabytes are hashed once and not once for each data set
-        self._identity = self._identity or reference_identity(model, "bfloat16" if self.args.bf16 else "")
+        if self._identity is None:
+            adapter = "ref" if "ref" in getattr(model, "peft_config", {}) else None  # else the base alone
+            self._identity = model_identity(model, adapter, autocast="bfloat16" if self.args.bf16 else "")
         keys = pair_keys((self.data_collator([row]) for row in dataset), self._identity, self.ld_alpha)
 
         def compute(rows: list[dict]) -> tuple[Tensor, Tensor]:
             batch = {k: v.to(self.accelerator.device) for k, v in self.data_collator(rows).items()}
             return self.compute_ref_log_probs(model, batch)
 
-        return add_reference_logps(dataset, keys, ReferenceCache(self.reference_cache), compute, batch_size)
+        return add_reference_logps(dataset, keys, Store(self.reference_cache, PairLogProbs), compute, batch_size)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         if self.checkpoint_layers is not None:  # `train` has switched it on for all layers by now

@@ -126,3 +126,8 @@ def _complete_rows(text: str) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def last_values(log: Sequence[dict]) -> dict[str, float]:
+    """The last value of each metric of a log that is a number."""
+    return {name: value for row in log for name, value in row.items() if isinstance(value, (int, float))}

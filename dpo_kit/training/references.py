@@ -4,58 +4,32 @@ The reference never changes, so neither do its log-probs: a sweep over beta, lea
 again. TRL keys its cache by the data set's history and by a hash of the whole model, fresh adapters included, so each
 of these changes recomputes everything. Here a pair's key is what its two numbers are a function of: the frozen
 weights and the reference adapter, their quantisation and dtypes, the two token sequences after truncation with their
-masks, and `ld_alpha`. The cache is one SQLite file; a block of pairs is one transaction, so two processes may share
-it and a kill loses the block at hand. SQLite's rollback journal stays: the change to a write-ahead log waits for
-nobody and fails where two make the file at once.
+masks, and `ld_alpha`. A block of pairs is one transaction, so a kill loses the block at hand.
 """
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from datasets import Dataset
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
-LogProbs = tuple[float, float]
+if TYPE_CHECKING:
+    from dpo_kit.models.store import Store
 
 
-class ReferenceCache:
-    """Log-probs of chosen and rejected under the reference, by key, in the SQLite file `path`."""
+class PairLogProbs(NamedTuple):
+    """The reference's log-probs of both answers of a pair, in nats."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._connect()) as database:
-            database.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, chosen REAL, rejected REAL)")
-            database.commit()
-
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
-
-    def get(self, keys: Iterable[str]) -> dict[str, LogProbs]:
-        """What is stored under those of `keys` that are known."""
-        with closing(self._connect()) as database:
-            find = "SELECT chosen, rejected FROM logps WHERE key = ?"
-            found = ((key, database.execute(find, (key,)).fetchone()) for key in keys)
-            return {key: row for key, row in found if row is not None}
-
-    def put(self, rows: dict[str, LogProbs]) -> None:
-        """Store all of `rows` or none. What another process stored first stays: it is the same up to rounding."""
-        with closing(self._connect()) as database, database:
-            database.executemany(
-                "INSERT OR IGNORE INTO logps VALUES (?, ?, ?)", [(key, *logps) for key, logps in rows.items()]
-            )
+    chosen: float
+    rejected: float
 
 
 def add_reference_logps(
     dataset: Dataset,
     keys: Sequence[str],
-    cache: ReferenceCache,
+    cache: "Store[PairLogProbs]",
     compute: Callable[[list[dict]], tuple[Tensor, Tensor]],
     block: int,
 ) -> Dataset:
@@ -64,15 +38,15 @@ def add_reference_logps(
     `compute` maps rows to two `(B,)` tensors. Rows are computed in blocks with fixed borders, each stored at once, so a
     run that was killed meets the same batches again and ends in the same bits.
     """
-    known = cache.get(keys)
+    known = dict(zip(keys, cache.find(keys), strict=True))
     for start in range(0, len(dataset), block):
-        missing = [i for i in range(start, min(start + block, len(dataset))) if keys[i] not in known]
+        missing = [i for i in range(start, min(start + block, len(dataset))) if known[keys[i]] is None]
         if missing:
-            chosen, rejected = compute([dataset[i] for i in missing])
-            made = zip(chosen.tolist(), rejected.tolist(), strict=True)
-            rows = {keys[i]: logps for i, logps in zip(missing, made, strict=True)}
-            cache.put(rows)
-            known |= rows
+            chosen, rejected = compute([dataset[i] for i in missing])  # (B,) each
+            made = [PairLogProbs(*both) for both in zip(chosen.tolist(), rejected.tolist(), strict=True)]
+            names = [keys[i] for i in missing]
+            # another process may have been first; its numbers are the same up to rounding
+            known |= zip(names, cache.add(names, made), strict=True)
     columns = zip(*(known[key] for key in keys), strict=True)
     for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
         dataset = dataset.add_column(name, list(column))
@@ -90,33 +64,3 @@ def pair_keys(batches: Iterable[dict[str, Tensor]], reference: str, ld_alpha: fl
             digest.update(json.dumps([ids[real].tolist(), mask[real].tolist()]).encode())
         keys.append(digest.hexdigest())
     return keys
-
-
-def reference_identity(model: nn.Module, compute: str = "") -> str:
-    """A hash of all that decides what the reference answers: config, weights, quantisation, reference adapter, dtypes.
-
-    Of a PEFT model the reference is the adapter `ref` where there is one, else the base with adapters off; other
-    adapters, and what is trained, do not enter. `compute` names an autocast dtype.
-    """
-    adapters = model.peft_config if isinstance(model, PeftModel) else {}
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
-    adapter = adapters["ref"].to_dict() if "ref" in adapters else None
-    digest = hashlib.sha256(json.dumps([compute, config, adapter], sort_keys=True, default=_plain).encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        owner = next((part for part in name.split(".") if part in adapters), None)
-        if (owner is None and ".lora_" not in name) or owner == "ref":
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            for part in [tensor, *_quantisation(tensor)]:
-                digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _quantisation(tensor: Tensor) -> list[Tensor]:
-    """The scales and code book of a 4-bit weight: the same bytes mean other weights under others."""
-    state = getattr(tensor, "quant_state", None)
-    parts = state.as_dict(packed=True) if state is not None else {}
-    return [part for _, part in sorted(parts.items()) if isinstance(part, Tensor)]
-
-
-def _plain(value) -> str | list:
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import json_object, write_atomically
 from dpo_kit.jsonl import read_pairs
-from dpo_kit.models.identity import FINGERPRINT
+from dpo_kit.models.identity import FINGERPRINT, write_record
 from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
@@ -69,6 +69,7 @@ def release_adapter(
     proof = prove(profile, pairs, root / "sft" / "adapter", root / "dpo")
     log(f"release: the reloaded adapter gives training's own rewards, to {proof.distance:.1g}")
     shutil.copytree(root / "dpo" / "adapter", folder / "adapter")
+    write_record(folder / "adapter", settings_of(profile))
     write_atomically(folder / "adapter" / "README.md", card(profile, root, len(pairs), proof))
     write_atomically(folder / "proof.json", json.dumps(asdict(proof), indent=1) + "\n")
     if merge:
@@ -77,6 +78,13 @@ def release_adapter(
             log(f"release: merged into the {row.base} base, {row.mean_difference:.2g} nats an answer away")
         write_atomically(folder / "merged.json", json.dumps([asdict(row) for row in merged], indent=1) + "\n")
     return proof
+
+
+def settings_of(profile: Profile) -> dict[str, Any]:
+    """What whoever uses an adapter has to know of the profile that it was trained with: its name and these tables."""
+    tables = {name: getattr(profile, name).model_dump() for name in ("model", "sft", "data", "dpo", "evaluation")}
+    tables["model"]["path"] = profile.model_path  # absolute where it is local, as PEFT's own record has it
+    return {"profile": profile.name, **tables}
 
 
 # ---- the proof --------------------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import get_peft_model
+from transformers import set_seed
 from trl import SFTConfig
 
-from dpo_kit.models.loading import adapters_to_fp32, load_base, lora, save_adapter
+from dpo_kit.errors import DpoKitError
+from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_base, lora, save_adapter
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 from dpo_kit.training.checkpoints import Checkpoints
@@ -47,6 +50,25 @@ def train_sft(
     check_gradients(trainer)
     trainer.run(stop)
     save_adapter(trainer.model, folder / "adapter")
+
+
+def start_at_base(profile: Profile, folder: Path, seed: int) -> None:
+    """Write a fresh adapter that changes nothing: B = 0, so its arm is the base itself, and DPO can start from it."""
+    set_seed(seed)
+    model, _ = load_base(profile)
+    adapted = get_peft_model(model, lora(profile), autocast_adapter_dtype=True)
+    save_adapter(adapted, folder)
+
+
+def copy_adapter(profile: Profile, source: Path, folder: Path) -> None:
+    """Write the adapter of the folder `source` for DPO to start from.
+
+    Raises DpoKitError where there is none, or where it was trained on another base.
+    """
+    if not (source / "adapter_config.json").is_file():
+        raise DpoKitError(f"sft.from = {source}: no adapter_config.json there; name the folder of an adapter")
+    model, _ = load_base(profile)
+    save_adapter(add_adapter(model, "default", source), folder)
 
 
 def sft_trainer(

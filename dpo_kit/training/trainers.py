@@ -67,6 +67,8 @@ def common_arguments(profile: Profile, settings: SftSettings | DpoSettings, fold
         "seed": seed,
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
+        "optim": settings.optimizer,
+        "lr_scheduler_type": settings.scheduler,
         "per_device_train_batch_size": rows,
         "per_device_eval_batch_size": rows,
         "gradient_accumulation_steps": settings.batch_size // rows,
@@ -100,12 +102,13 @@ def rows_at_once(profile: Profile, settings: SftSettings | DpoSettings) -> int:
 def run_identity(profile: Profile, model: PeftModel, seed: int, data: Iterable[Any], *tables: str) -> dict[str, Any]:
     """What decides the result of a training run, as plain data. `tables` are those of the profile that it reads.
 
-    A run is not resumed from a checkpoint whose identity differs in any part.
+    A run is not resumed from a checkpoint whose identity differs in any part. `max_tokens` is no part of it: it says
+    how a batch is cut for the memory at hand, and a run that did not fit may go on with less.
     """
     digest = hashlib.sha256()
     for row in data:
         digest.update(json.dumps(row).encode() + b"\n")
-    settings = {table: getattr(profile, table).model_dump() for table in ("model", *tables)}
+    settings = {table: getattr(profile, table).model_dump(exclude={"max_tokens"}) for table in ("model", *tables)}
     data_and_base = {"data_sha256": digest.hexdigest(), "base": base_fingerprint(model)}
     return {"stage": tables[0], "seed": seed, **settings, **data_and_base}
 
@@ -183,6 +186,7 @@ class GuardedTrainer(Trainer):
     args: Any  # SFTConfig or DPOConfig
     _metrics: Any  # TRL's lists of values, by mode and then by name
     _seconds, _rows = 0.0, 0
+    _longest_fits = False
 
     def run(self, stop: threading.Event | None = None) -> None:
         """Train to the last step, from the newest checkpoint that verifies if there is one.
@@ -264,6 +268,8 @@ class GuardedTrainer(Trainer):
 
         Raises DpoKitError where the loss, the gradient's norm or the margin is not finite.
         """
+        if not self._longest_fits:
+            self._try_longest(model)
         started = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         norm = _gradient_norm(self.model)
@@ -273,6 +279,38 @@ class GuardedTrainer(Trainer):
         self._seconds += time.perf_counter() - started
         self._rows += len(inputs["input_ids"]) // self.sides
         return loss
+
+    def _try_longest(self, model: nn.Module) -> None:
+        """Compute the gradient of the longest batch once, so that a lack of memory shows now and not after an hour.
+
+        Nothing is learnt from it, and nothing is logged. Raises DpoKitError where the device's memory does not suffice.
+        """
+        lengths = [sum(len(row[name]) for name in row if name.endswith("_ids")) for row in self.train_dataset]
+        rows = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: self.args.per_device_train_batch_size]
+        tokens, metrics = (
+            self._total_train_tokens,
+            {name: list(values) for name, values in self._metrics["train"].items()},
+        )
+        try:
+            batch = self.data_collator([self.train_dataset[i] for i in rows])
+            super().training_step(model, batch, None)
+        except torch.OutOfMemoryError:
+            stage = "sft" if self.sides == 1 else "dpo"
+            half = self._tokens_at_once(batch) // 2
+            raise DpoKitError(
+                f"{stage}: the {len(rows)} longest rows, of up to {lengths[rows[0]]:,} tokens, do not fit into the "
+                f"memory of {self.args.device}; train with --set {stage}.max_tokens={half}, "
+                f"which changes no result, or with shorter rows (model.max_length, now {self.args.max_length})"
+            ) from None
+        model.zero_grad()
+        self._total_train_tokens = tokens
+        self._metrics["train"].clear()
+        self._metrics["train"].update(metrics)
+        self._longest_fits = True
+
+    def _tokens_at_once(self, batch: dict[str, Any]) -> int:
+        """How many tokens of a batch, padding included, go through the model together."""
+        return getattr(self, "max_tokens", None) or batch["input_ids"].numel()
 
     def _stop_at_non_finite(self, inputs: dict[str, Any], loss: float, norm: float, margin: float) -> None:
         rate, done = self._get_learning_rate(), self.state.global_step

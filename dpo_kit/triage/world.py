@@ -35,16 +35,16 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """The own world's `pairs`: the SFT arm answers each prompt twice, the judge compares, and ties are left out."""
 
     def build(folder: Path) -> None:
-        from dpo_kit.models.answers import AnswerStore
-        from dpo_kit.models.generation import count_stops
+        from dpo_kit.models.generation import Answer, count_stops
         from dpo_kit.models.loading import load_arms
+        from dpo_kit.models.store import Store
         from dpo_kit.preferences.sampling import make_pairs, sample_twice
 
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
-        judge = judge_in_world(profile.judge, rubric_judge(), work.root / "judge_cache", seed)
+        judge = judge_in_world(profile.judge, rubric_judge(), work.root / "judge_cache.sqlite", seed)
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
         arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
-        store = AnswerStore(work.answers("pairs"))
+        store = Store(work.answers("pairs"), Answer)
         a, b = sample_twice(arms, "sft", prompts, profile.pairs, seed, store)
         work.log(f"pairs: {count_stops([*a, *b])}")
         made = make_pairs(prompts, a, b, judge, profile.judge.concurrency)
@@ -76,15 +76,15 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
 
     def build(folder: Path) -> None:
         from dpo_kit.evaluation.arms import Base, answer_all
-        from dpo_kit.models.answers import AnswerStore
-        from dpo_kit.models.generation import Sampling
+        from dpo_kit.models.generation import Answer, Sampling
+        from dpo_kit.models.store import Store
 
         settings, base = profile.evaluation, Base(profile)
         arms = [base.arm("base"), *(base.arm(name, work.root / name / "adapter") for name in ("sft", "dpo"))]
         limits = {"seed": seed, "max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
         samplings = [Sampling(temperature, **limits) for temperature in dict.fromkeys((settings.temperature, 0.0))]
         prompts = draw_prompts(settings.prompts, "heldout", "evaluation", seed)
-        answers = answer_all(arms, prompts, samplings, AnswerStore(work.answers("eval")), again="sft")
+        answers = answer_all(arms, prompts, samplings, Store(work.answers("eval"), Answer), again="sft")
         for arm in arms:
             work.log(f"eval: {arm.name}: {answers.count_stops(arm.name)}")
         write_records(folder / "prompts.jsonl", prompts)

@@ -39,7 +39,7 @@ from dpo_kit import pipeline
 from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.jsonl import read_pairs, read_records
 from dpo_kit.models.generation import Sampling, count_stops, generate
-from dpo_kit.models.loading import Arms, frozen_identity, load_arms, load_base, lora
+from dpo_kit.models.loading import Arms, load_arms, load_base, lora
 from dpo_kit.models.logprobs import on_policy_kl
 from dpo_kit.models.memory import nf4_bytes
 from dpo_kit.models.quantization import quantized_layers
@@ -391,7 +391,7 @@ show(moved(rows, layers, kinds), f"Relative change of each matrix by SFT: betwee
 # base under the trained adapter is the base as it was loaded.
 
 # %%
-assert frozen_identity(arms.model, tokenizer) == frozen_identity(load_base(profile)[0], tokenizer)
+assert arms.identity("base") == Arms(*load_base(profile)).identity("base")
 
 # %% [markdown]
 # ## 6. Before and after

@@ -220,7 +220,7 @@ print(f"about ${cost.dollars:.2f}, at most ${cost.at_most:.2f}; nothing is asked
 #
 # ```python
 # profile = load_profile(judge={"kind": "openai", "base_url": "http://localhost:8000/v1", "model": "my-model"})
-# judge = make_judge(profile.judge, cache=work.root / "judge_cache")
+# judge = make_judge(profile.judge, cache=work.root / "judge_cache.sqlite")
 # verdicts = judge_all(judge, questions, *texts, workers=profile.judge.concurrency)
 # ```
 #

@@ -1,12 +1,15 @@
 """What all commands have in common: the result as JSON, exit codes, help."""
 
 import json
+import re
+import shlex
 
 import pytest
 
 from dpo_kit.cli import COMMANDS, main, parser
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import write_pairs, write_records
+from dpo_kit.profiles import ROOT
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 from dpo_kit.triage import base_model
 
@@ -108,3 +111,45 @@ def test_every_command_says_in_its_help_what_it_is_for_and_has_json(command, cap
     about = COMMANDS[command].__doc__.split("\n")[0].partition(": ")[2]
     assert about
     assert about in told
+
+
+def test_the_examples_of_the_page_on_automation_run(result, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"`(\w+\.jsonl)`:\n\n```json\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shown = [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    commands = [shlex.split(line.removeprefix("python -m dpo_kit ")) for line in shown]
+    assert [command[0] for command in commands] == ["audit", "train", "train", "evaluate"]
+    for command in commands:
+        assert "--json" in command
+        parser().parse_args(command)
+    audited, planned, _, evaluated = commands  # training itself has its own tests
+    code, data, _ = result(*audited[:-1])
+    assert (code, data["blocking"], data["rows"], data["kept"]) == (1, True, 3, 2)
+    assert {"clean.jsonl", "clean.quarantine.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+    code, data, _ = result(*planned[:-1])
+    assert code == 0
+    assert {"memory", "hours", "fitting_profiles"} <= data.keys()
+    code, data, _ = result(*evaluated[:-1])
+    assert code == 0
+    assert data["arms"] == ["before", "after"]
+    assert data["refusal"] is None
+    assert {"report.json", "report.html", "outcomes.jsonl"} <= {path.name for path in (tmp_path / "report").iterdir()}
+
+
+def test_the_python_of_the_page_on_automation_prints_the_findings(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    write_pairs(tmp_path / "pairs.jsonl", [pair(), pair(chosen="")])
+    exec(compile(block, "automation.md", "exec"), {})
+    assert "empty or blank 1 " in capsys.readouterr().out
+    (tmp_path / "pairs.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"pairs\.jsonl"):
+        exec(compile(block, "automation.md", "exec"), {})

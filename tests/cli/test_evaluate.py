@@ -88,7 +88,10 @@ def test_other_prompts_need_no_facts_and_get_no_rubric(tmp_path):
         (["--judge", "rubric"], "--judge rubric needs the facts of incidents"),
         (["--judge", "none", "--samples", "0"], "one answer a prompt is the least"),
         (["--judge", "none", "--primary", "a", "c"], "arm 'c' is not there"),
-        (["--judge", "openai", "--judge-model", "m", "--judge-url", "ftp://nowhere"], "judge.base_url is not a plain"),
+        (
+            ["--judge", "openai", "--judge-model", "m", "--judge-url", "ftp://nowhere"],
+            "judge: the server's URL is not a plain",
+        ),
         (["--judge", "none", "--samples", "2", "--temperature", "0"], "at temperature 0 all of them would be the same"),
         (["--judge", "none", "--temperature", "-1"], "--temperature -1: 0 is greedy decoding"),
         (["--judge", "none", "--max-new-tokens", "0"], "evaluation.max_new_tokens = 0"),

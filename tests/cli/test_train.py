@@ -1,6 +1,7 @@
 """`train`: own pairs in any form end in a released adapter; what is wrong is said before anything is trained."""
 
 import json
+import re
 import shutil
 
 import pyarrow
@@ -9,7 +10,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from dpo_kit.cli import main
+from dpo_kit.cli import main, parser, train
+from dpo_kit.cli.train import _own_folder, profile_of
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs, read_records
@@ -127,16 +129,82 @@ def test_the_same_command_again_builds_nothing(trained, capsys):
     assert hashes(work / "release") == before
 
 
-def test_another_beta_trains_dpo_again_and_keeps_sft(trained, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--set", "dpo.beta=0.5"], "dpo.beta was 0.1 and is now 0.5"),
+        (["--set", "sft.learning_rate=2e-4"], "sft.learning_rate was 0.0001 and is now 0.0002"),
+        (["--seed", "4"], "seed was 3 and is now 4"),
+    ],
+    ids=["beta", "rate", "seed"],
+)
+def test_a_finished_run_is_not_replaced_by_one_of_other_settings(trained, capsys, changed, said):
+    work, arguments = trained
+    before = hashes(work)
+    capsys.readouterr()
+    assert main([*arguments, *changed]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--fresh" in error
+    assert hashes(work) == before
+
+
+def test_a_finished_run_is_not_replaced_by_one_of_other_pairs(trained, tmp_path, capsys):
+    work, arguments = trained
+    before, other = hashes(work), write_jsonl(tmp_path / "other.jsonl", rows(12))
+    capsys.readouterr()
+    assert main([*arguments, "--pairs", str(other)]) == 2
+    assert "data.pairs was" in capsys.readouterr().err
+    assert hashes(work) == before
+
+
+def test_fresh_replaces_a_finished_run_and_keeps_other_files(trained, tmp_path, capsys):
     work, arguments = trained
     again = shutil.copytree(work, tmp_path / "run")
-    place = arguments.index("--workdir") + 1
-    changed = [*arguments[:place], str(again), *arguments[place + 1 :], "--set", "dpo.beta=0.5"]
-    capsys.readouterr()
-    assert main(changed) == 0
+    (again / "notes.txt").write_text("mine")
+    assert main([*arguments, "--workdir", str(again), "--fresh", "--set", "dpo.beta=0.5", "sft.skip=true"]) == 0
     said = capsys.readouterr().out
-    assert "sft: done before, verified" in said
-    assert "dpo: config changed" in said
+    assert "DPO starts from data/tiny-base as it is, which is also its reference" in said
+    assert "margin on held-out pairs" in said
+    assert "12 pairs are few" in said
+    assert f"--arms base=base sft={again}/sft/adapter dpo={again}/release/adapter" in said
+    record = json.loads((again / "release" / "adapter" / "dpo_kit.json").read_text())
+    assert record["dpo"]["beta"] == 0.5
+    assert (again / "notes.txt").read_text() == "mine"
+
+
+def test_dpo_goes_on_from_an_adapter_that_is_named(trained, tmp_path, capsys):
+    work, arguments = trained
+    start = work / "release" / "adapter"
+    assert main([*arguments, "--workdir", str(tmp_path), "--set", f"sft.from={start}"]) == 0
+    assert f"DPO starts from the adapter in {start}, which is also its reference" in capsys.readouterr().out
+    assert (
+        hashes(tmp_path / "sft" / "adapter")["adapter_model.safetensors"] == hashes(start)["adapter_model.safetensors"]
+    )
+    assert json.loads((tmp_path / "dpo" / "start.json").read_text())["margin"] == 0
+
+
+def test_a_training_gets_a_folder_of_its_own_and_finds_it_again(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPO_KIT_RUNS", str(tmp_path))
+    _, arguments = trained
+    profile = profile_of(parser().parse_args(arguments))
+    mine, other = parser().parse_args(arguments), parser().parse_args([*arguments, "--seed", "4"])
+    first = _own_folder(profile, mine)
+    assert re.fullmatch(r"tiny-own-\d{4}-\d\d-\d\d", first.name)
+    assert _own_folder(profile, mine) == first
+    second = _own_folder(profile, other)
+    assert second.name == f"{first.name}-2"
+    mine.fresh = True
+    assert _own_folder(profile, mine).name == f"{first.name}-3"
+    assert (tmp_path / "latest").resolve().name == f"{first.name}-3"
+
+
+def test_a_profile_for_a_gpu_is_not_trained_on_a_cpu_by_accident(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "plan_memory", lambda profile: {"free_bytes": None, "memory": {}, "model": "m"})
+    pairs = str(write_jsonl(tmp_path / "own.jsonl", rows()))
+    assert main(["train", "--profile", "gpu-8gb", "--pairs", pairs, "--workdir", str(tmp_path / "run")]) == 2
+    assert "profile gpu-8gb is for a CUDA card, and no card is visible here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "folder"])

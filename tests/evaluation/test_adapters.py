@@ -8,7 +8,7 @@ import pytest
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.adapters import beta_of, profile_of_adapters
-from dpo_kit.models.identity import folder_fingerprint, read_record
+from dpo_kit.models.identity import base_fingerprint, read_record
 from dpo_kit.profiles import load_profile
 
 TINY = load_profile("tiny")
@@ -91,7 +91,7 @@ def test_lengths_of_answers_come_from_the_record_unless_a_profile_was_named(adap
 
 
 def test_the_profiles_own_base_is_known_by_its_files_wherever_it_lay(adapter):
-    folder = adapter("a", path="/elsewhere/tiny-base", base=folder_fingerprint(Path(TINY.model_path)))
+    folder = adapter("a", path="/elsewhere/tiny-base", base=base_fingerprint(TINY.model_path))
     assert profile_of_adapters([folder], None, {}).model.path == TINY.model.path
     same = adapter("b", path=TINY.model_path)
     assert profile_of_adapters([folder, same], None, {}).model.path == TINY.model.path
@@ -100,7 +100,7 @@ def test_the_profiles_own_base_is_known_by_its_files_wherever_it_lay(adapter):
 def test_two_bases_are_two_evaluations(adapter, tmp_path):
     copy = shutil.copytree(TINY.model_path, tmp_path / "copy")
     (Path(copy) / "model.safetensors").write_bytes(b"other")
-    folders = [adapter("a"), adapter("b", path=str(copy), base=folder_fingerprint(Path(copy)))]
+    folders = [adapter("a"), adapter("b", path=str(copy), base=base_fingerprint(str(copy)))]
     with pytest.raises(DpoKitError, match=r"were trained on two bases, .* evaluate them in two runs"):
         profile_of_adapters(folders, None, {})
 
@@ -108,7 +108,7 @@ def test_two_bases_are_two_evaluations(adapter, tmp_path):
 def test_a_folder_is_the_base_where_its_files_are_those_that_the_adapter_lists(adapter, tmp_path):
     copy = shutil.copytree(TINY.model_path, tmp_path / "copy")
     (Path(copy) / "model.safetensors").write_bytes(b"another model")
-    right, wrong = folder_fingerprint(Path(copy)), {"weights": "0"}
+    right, wrong = base_fingerprint(str(copy)), {"weights": "0"}
     folder = adapter("a", path=str(copy), base=right)
     assert profile_of_adapters([folder], None, {}).model.path == str(copy)
     for name, base in (("b", wrong), ("c", None)):

@@ -17,10 +17,9 @@ from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.files import hashes
 from dpo_kit.jsonl import write_records
 from dpo_kit.models import generation
-from dpo_kit.models.answers import Answer, AnswerStore, Missing
-from dpo_kit.models.generation import Sampling, generate
+from dpo_kit.models.generation import Answer, Missing, Sampling, generate
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.judges.api_keys import NO_KEY
+from dpo_kit.models.store import Store
 from dpo_kit.records import Message, Prompt, Response
 from dpo_kit.workspace import Workspace
 
@@ -107,12 +106,12 @@ def misbehaving(question, times):
         "megabyte": (200, {}, completion("x" * 1_000_000)),
         "echo": (200, {}, completion(f"your key is {CANARY}")),
         "forbidden": (401, {}, {"error": {"message": f"Incorrect API key provided: {CANARY}"}}),
-        "down": (503, {"retry-after-ms": "1"}, {}),
+        "down": (503, {"Retry-After": "0.001"}, {}),
         "patience": (429, {"Retry-After": "3600"}, {}),
     }
     once = {
         "busy": (429, {"Retry-After": "0.01"}, {}),
-        "hiccup": (500, {"retry-after-ms": "1"}, {}),
+        "hiccup": (500, {"Retry-After": "0.001"}, {}),
         "slow": ("slow", {}, {}),
     }
     if times == 1 and question in once:
@@ -121,7 +120,7 @@ def misbehaving(question, times):
 
 
 def test_an_endpoint_that_misbehaves_leaves_answers_missing_with_a_reason_and_invents_none(serve, tmp_path):
-    server, store = serve(misbehaving), AnswerStore(tmp_path / "answers.jsonl")
+    server, store = serve(misbehaving), Store(tmp_path / "answers.sqlite", Answer)
     good = {
         "plain": ("answer to plain", True, 1),
         "cut off": ("half an ans", False, 1),
@@ -132,21 +131,22 @@ def test_an_endpoint_that_misbehaves_leaves_answers_missing_with_a_reason_and_in
         "hiccup": ("answer to hiccup", True, 2),
         "slow": ("answer to slow", True, 2),
     }
+    netloc = server.url.split("/")[2]
     bad = {
-        "malformed": ("the reply is not that of a chat completion", 1),
-        "html": ("the reply is not that of a chat completion", 1),
-        "empty list": ("the reply is not that of a chat completion", 1),
-        "not an object": ("the reply is not that of a chat completion", 1),
-        "deep": ("the reply is not that of a chat completion", 1),
-        "refused": ("the reply holds no text", 1),
-        "filtered": ("the reply ended neither by itself nor at the length limit", 1),
+        "malformed": ("malformed reply of the server", 1),
+        "html": ("malformed reply of the server", 1),
+        "empty list": ("malformed reply of the server", 1),
+        "not an object": ("malformed reply of the server", 1),
+        "deep": ("malformed reply of the server", 1),
+        "refused": ("the reply holds no whole answer; it ended as 'other'", 1),
+        "filtered": ("the reply holds no whole answer; it ended as 'refused'", 1),
         "echo": ("the reply repeats the API key", 1),
-        "forbidden": ("HTTP 401", 1),
-        "down": ("HTTP 503", 3),  # asked once and retried twice, not for ever
-        "patience": ("HTTP 429", 1),  # an hour is longer than any retry should wait
+        "forbidden": (f"arm remote at {netloc}: HTTP 401: the key is missing or wrong: set DPO_KIT_ENDPOINT_KEY", 1),
+        "down": ("HTTP 503, after 3 of 3 attempts", 3),  # not for ever
+        "patience": ("HTTP 429, after 1 of 3 attempts", 1),  # an hour is longer than any retry should wait
     }
     prompts = ask(*good, *bad)
-    arm = EndpointArm("remote", server.url, "m", timeout=2, retries=2, workers=4, give_up_after=99)
+    arm = EndpointArm("remote", server.url, "m", timeout=2, attempts=3, workers=4, give_up_after=99)
     answers = arm.answer(prompts, WARM, store)
     given = {a.prompt_id: (a.text, a.stopped) for a in answers if isinstance(a, Response)}
     assert given == {question: (text, stopped) for question, (text, stopped, _) in good.items()}
@@ -155,7 +155,7 @@ def test_an_endpoint_that_misbehaves_leaves_answers_missing_with_a_reason_and_in
 
     # the same again asks only for what is missing, and the key, which was sent, is written nowhere
     server.asked.clear()
-    assert arm.answer(prompts, WARM, AnswerStore(store.path)) == answers
+    assert arm.answer(prompts, WARM, Store(store.path, Answer)) == answers
     assert set(server.asked) == set(bad)
     assert server.keys == {f"Bearer {CANARY}"}
     write_records(tmp_path / "responses.jsonl", [a for a in answers if isinstance(a, Response)])
@@ -168,7 +168,7 @@ def test_the_key_of_openai_goes_to_no_other_server(serve, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-0123456789")
     monkeypatch.delenv("DPO_KIT_ENDPOINT_KEY")
     EndpointArm("remote", server.url, "m").answer(ask("p"), WARM)
-    assert server.keys == {f"Bearer {NO_KEY}"}
+    assert server.keys == {None}
 
 
 def test_each_request_says_what_was_asked_for_with_a_seed_of_the_prompt(serve):
@@ -182,23 +182,37 @@ def test_each_request_says_what_was_asked_for_with_a_seed_of_the_prompt(serve):
     assert seeds[0] != seeds[1]
 
 
+def test_a_stored_answer_is_that_of_one_model_server_and_way_of_sampling(serve, tmp_path):
+    here, elsewhere = serve(misbehaving), serve(misbehaving)
+    store, others = Store(tmp_path / "answers.sqlite", Answer), [Sampling(1.0, 1, 16, 8), Sampling(1.0, 0, 9, 8)]
+    asked = [(here.url, "m", WARM), (here.url, "another", WARM), (elsewhere.url, "m", WARM), (here.url, "m", GREEDY)]
+    asked += [(here.url, "m", other) for other in others]
+    for _ in range(2):
+        for url, model, sampling in asked:
+            EndpointArm("remote", url, model).answer(ask("plain"), sampling, store)
+    assert (len(here.bodies), len(elsewhere.bodies)) == (5, 1), "each was asked once, and found the second time"
+
+
 def test_an_endpoint_that_dies_half_way_is_left_alone_and_what_is_missing_is_said(serve, tmp_path):
     def dies(question, times):
         return (200, {}, completion("fine")) if int(question) < 10 else (502, {}, {})
 
     server, prompts = serve(dies), ask(*map(str, range(40)))
-    arm = EndpointArm("remote", server.url, "m", retries=0, workers=1, give_up_after=5)
+    arm = EndpointArm("remote", server.url, "m", attempts=1, workers=1, give_up_after=5)
     write_records(tmp_path / "ready.jsonl", [Response(prompt_id=p.id, text="ready") for p in prompts])
-    store = AnswerStore(tmp_path / "answers.jsonl")
+    store = Store(tmp_path / "answers.sqlite", Answer)
     result = answer_all([arm, FileArm("ready", tmp_path / "ready.jsonl")], prompts, [WARM], store)
     assert [r.prompt_id for r in result.responses if r.arm == "remote"] == [str(i) for i in range(10)]
     assert len([r for r in result.responses if r.arm == "ready"]) == 40
     assert set(result.missing) == {"remote"}
     reasons = Counter(reason for _, reason in result.missing["remote"])
-    assert set(reasons) == {"temperature 1: HTTP 502", "temperature 1: not asked: 5 requests in a row had failed"}
-    assert reasons["temperature 1: HTTP 502"] == server.asked.total() - 10 == 5
-    told = "25 times temperature 1: not asked: 5 requests in a row had failed; 5 times temperature 1: HTTP 502"
-    assert result.reasons() == {"remote": told}
+    assert set(reasons) == {
+        "temperature 1: HTTP 502, after 1 of 1 attempts",
+        "temperature 1: not asked: 5 requests in a row had failed",
+    }
+    assert reasons["temperature 1: HTTP 502, after 1 of 1 attempts"] == server.asked.total() - 10 == 5
+    told = "25 times temperature 1: not asked: 5 requests in a row had failed"
+    assert result.reasons() == {"remote": f"{told}; 5 times temperature 1: HTTP 502, after 1 of 1 attempts"}
     assert str(result.count_stops("remote")) == "10 answers: 100.0% ended by themselves, 0.0% were cut off"
     assert str(result.count_stops("ready")) == "40 answers; how they ended is unknown"
 
@@ -207,8 +221,8 @@ def test_no_server_at_all_is_a_reason_too(serve):
     server = serve(misbehaving)
     server.shutdown()
     server.server_close()
-    (answer,) = EndpointArm("remote", server.url, "m", retries=0).answer(ask("p"), WARM)
-    assert answer == Missing("p", "no connection (APIConnectionError)")
+    (answer,) = EndpointArm("remote", server.url, "m", attempts=1).answer(ask("p"), WARM)
+    assert answer.reason.startswith(f"arm remote: no server can be reached at {server.url}: the connection failed")
 
 
 def test_three_arms_on_one_set_of_weights_draw_with_seeds_of_their_own(small_run, small_profile, incidents):
@@ -332,7 +346,7 @@ def test_the_command_line_names_every_kind_of_arm(small_run, tmp_path):
         ("=base", "write name=spec"),
         ("a.b=base", "the name in letters"),
         ("x=https://host.example/v1", "which model of the endpoint?"),
-        ("x=https://me:secret@host.example/v1#m", "no user or password in the URL"),
+        ("x=https://me:secret@host.example/v1#m", "not a plain http(s) address; a key belongs in the environment"),
         ("x=./no/such/folder", "no adapter, model, endpoint or .jsonl is there"),
         ("x=/tmp", "no adapter, model, endpoint or .jsonl is there"),
         ("x=nowhere.jsonl", "nowhere.jsonl: no such file"),
@@ -352,14 +366,14 @@ def test_an_adapter_called_base_is_refused(small_run):
 
 def test_a_finished_stage_leaves_no_stored_answers(small_run):
     assert (small_run[0] / ".answers").is_dir(), "the answers were stored while the stages ran"
-    assert not list((small_run[0] / ".answers").glob("*.jsonl"))
+    assert not list((small_run[0] / ".answers").iterdir())
 
 
 def test_fresh_forgets_the_answers_of_an_unfinished_stage(tmp_path):
     work = Workspace(tmp_path, "tiny")
-    AnswerStore(work.answers("pairs")).add(["k"], [Answer("left by a killed run", True)])
+    Store(work.answers("pairs"), Answer).add(["k"], [Answer("left by a killed run", True)])
     work.remove_stages()
-    assert AnswerStore(work.answers("pairs")).find(["k"]) == [None]
+    assert Store(work.answers("pairs"), Answer).find(["k"]) == [None]
 
 
 def test_stages_interrupted_again_and_again_ask_nothing_twice_and_end_with_the_same_report(
@@ -369,7 +383,7 @@ def test_stages_interrupted_again_and_again_ask_nothing_twice_and_end_with_the_s
     again = shutil.copytree(work, tmp_path / "again")
     for stage in ("pairs", "eval"):
         shutil.rmtree(again / stage)
-    answer, keep, calls, stored = generation._generate_batch, AnswerStore.add, itertools.count(1), []
+    answer, keep, calls, stored = generation._generate_batch, Store.add, itertools.count(1), []
 
     def every_third_fails(*batch):
         if next(calls) % 3 == 0:
@@ -381,7 +395,7 @@ def test_stages_interrupted_again_and_again_ask_nothing_twice_and_end_with_the_s
         return keep(self, keys, answers)
 
     monkeypatch.setattr(generation, "_generate_batch", every_third_fails)
-    monkeypatch.setattr(AnswerStore, "add", noted)
+    monkeypatch.setattr(Store, "add", noted)
     interruptions = 0
     while True:
         try:

@@ -8,7 +8,7 @@ import torch
 from dpo_kit.evaluation.arms import Base
 from dpo_kit.evaluation.regression import TASKS, TEXT, bits_per_byte, passed, regression_suite
 from dpo_kit.jsonl import read_jsonl
-from dpo_kit.models.answers import Missing
+from dpo_kit.models.generation import Missing
 from dpo_kit.models.loading import load_arms
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import Response

@@ -1,17 +1,15 @@
 import itertools
-import json
 import random
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import torch
 
 from dpo_kit.models import generation
-from dpo_kit.models.answers import AnswerStore
-from dpo_kit.models.generation import GumbelNoise, Sampling, count_stops, generate, sample_ids
+from dpo_kit.models.generation import Answer, GumbelNoise, Sampling, answers_in, count_stops, generate, sample_ids
 from dpo_kit.models.loading import Arms, load_arms, load_base
+from dpo_kit.models.store import Store
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import load_profile
 from dpo_kit.records import Response
@@ -61,6 +59,18 @@ def test_sampled_ids_end_with_eos_or_at_the_limit(arms, incidents):
     eos = arms.tokenizer.eos_token_id
     for ids in sample_ids(arms, "sft", incidents[:16], how()):
         assert len(ids) == 24 if eos not in ids else ids.index(eos) == len(ids) - 1
+
+
+def test_an_answer_says_that_it_ended_by_itself_where_its_tokens_hold_eos(arms, incidents):
+    prompts, longer = incidents[:16], Sampling(1.0, 0, max_new_tokens=40, batch_size=64)
+    ended = [arms.tokenizer.eos_token_id in ids for ids in sample_ids(arms, "sft", prompts, longer)]
+    assert set(ended) == {True, False}, "some of these answers are longer than the limit"
+    assert [response.stopped for response in generate(arms, "sft", prompts, longer)] == ended
+
+
+def test_what_follows_eos_is_cut_off_and_eos_stays():
+    ids = torch.tensor([[7, 7, 5, 2, 0], [7, 7, 5, 6, 4], [7, 7, 2, 5, 2]])  # (B, T): two tokens of prompt, EOS is 2
+    assert answers_in(ids, 2, eos=2) == [[5, 2], [5, 6, 4], [2]]
 
 
 def test_an_answer_says_whether_it_was_cut_off(arms, incidents):
@@ -128,23 +138,23 @@ def asked(monkeypatch):
 def test_an_interrupted_call_goes_on_in_the_same_batches_and_ends_with_the_same_answers(
     arms, incidents, tmp_path, asked, fail_at
 ):
-    prompts, path = incidents[:14], tmp_path / "answers.jsonl"
+    prompts, path = incidents[:14], tmp_path / "answers.sqlite"
     whole = generate(arms, "sft", prompts, how(batch_size=4))
     assert asked.calls == [4, 4, 4, 2]
     asked.calls.clear()
     asked.fail_at = fail_at
     with pytest.raises(KeyboardInterrupt):
-        generate(arms, "sft", prompts, how(batch_size=4), AnswerStore(path))
+        generate(arms, "sft", prompts, how(batch_size=4), Store(path, Answer))
     asked.fail_at = None
-    assert generate(arms, "sft", prompts, how(batch_size=4), AnswerStore(path)) == whole
+    assert generate(arms, "sft", prompts, how(batch_size=4), Store(path, Answer)) == whole
     assert asked.calls == [4, 4, 4, 2], "before and after the interruption together: no batch twice"
-    assert generate(arms, "sft", prompts[::-1], how(batch_size=9), AnswerStore(path)) == whole[::-1]
+    assert generate(arms, "sft", prompts[::-1], how(batch_size=9), Store(path, Answer)) == whole[::-1]
     assert len(asked.calls) == 4, "nothing is left to ask"
     assert arms.model.active_adapter == "sft"
 
 
 def test_a_store_is_missed_when_the_arm_the_seed_or_the_limit_changes(arms, incidents, tmp_path, asked):
-    store = AnswerStore(tmp_path / "answers.jsonl")
+    store = Store(tmp_path / "answers.sqlite", Answer)
     variants = [
         ("sft", how()),
         ("base", how()),
@@ -171,10 +181,22 @@ def test_the_identity_of_an_arm_is_its_weights_wherever_they_lie(arms, small_run
     template.tokenizer.chat_template += " "
     identities = [again.identity(arm) for arm in ("base", "other_name", "dpo")]
     identities += [unquantised.identity("base"), template.identity("base")]
+    again.model.peft_config["dpo"].lora_alpha *= 2  # the same weights, scaled otherwise
+    identities.append(again.identity("dpo"))
     with torch.no_grad():
         next(p for name, p in again.model.named_parameters() if ".dpo." in name).view(-1)[0] += 1e-6
     identities.append(again.identity("dpo"))
-    assert len(set(identities)) == 6
+    assert len(set(identities)) == 7
+
+
+def test_a_store_is_missed_once_the_code_that_samples_has_changed(arms, incidents, tmp_path, asked, monkeypatch):
+    store = Store(tmp_path / "answers.sqlite", Answer)
+    generate(arms, "base", incidents[:2], how(), store)
+    changed = tmp_path / "generation.py"
+    changed.write_text("# sampling works in another way here")
+    monkeypatch.setattr(generation, "__file__", str(changed))
+    generate(arms, "base", incidents[:2], how(), store)
+    assert asked.calls == [2, 2]
 
 
 def test_a_model_without_adapters_is_an_arm_called_base(arms, incidents):
@@ -185,7 +207,8 @@ def test_a_model_without_adapters_is_an_arm_called_base(arms, incidents):
 CHILD = """
 import sys; from pathlib import Path
 from dpo_kit.models import generation
-from dpo_kit.models.answers import AnswerStore
+from dpo_kit.models.generation import Answer
+from dpo_kit.models.store import Store
 from dpo_kit.models.loading import load_arms
 from dpo_kit.preferences.sampling import sample
 from dpo_kit.profiles import load_profile
@@ -199,7 +222,7 @@ def told(model, tokenizer, heads, noise, limit):
     print("batch", flush=True)
     return real(model, tokenizer, heads, noise, limit)
 generation._generate_batch = told
-prompts, store = draw_prompts(40, "train", "kill", 0), AnswerStore(folder / "answers.jsonl")
+prompts, store = draw_prompts(40, "train", "kill", 0), Store(folder / "answers.sqlite", Answer)
 columns = sample(load_arms(profile, {"sft": adapter}), "sft", prompts, [1.0, 1.0, 0.0], profile.pairs, 0, store)
 write_records(folder / "responses.jsonl", [response for row in columns for response in row])
 """
@@ -228,9 +251,8 @@ def test_sigkill_at_random_moments_makes_no_answer_twice_and_loses_none(small_ru
         begun += len(process.communicate()[0].splitlines())
     begun += finish(interrupted)
     assert finish(whole) == 42
-    stored = Counter(k for line in (interrupted / "answers.jsonl").read_text().splitlines() for k in json.loads(line))
-    assert len(stored) == 3 * 40
-    assert set(stored.values()) == {1}
+    with Store(interrupted / "answers.sqlite", Answer)._transaction() as db:
+        assert db.execute("SELECT count(*) FROM kept").fetchone() == (3 * 40,)
     # 3 temperatures of 14 batches; each kill can cost the one batch that was being made, and no other
     assert 42 <= begun <= 42 + 3
     assert (interrupted / "responses.jsonl").read_bytes() == (whole / "responses.jsonl").read_bytes()

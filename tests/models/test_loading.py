@@ -2,9 +2,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.models.loading import check_shipped_model, load_base
+from dpo_kit.models.identity import check_shipped_model
+from dpo_kit.models.loading import load_base
 from dpo_kit.profiles import load_profile
 
 
@@ -37,6 +39,17 @@ def test_a_missing_file_is_refused(copy, name):
 def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path):
     with pytest.raises(DpoKitError, match="the model cannot be loaded"):
         load_base(load_profile("tiny", model={"path": str(tmp_path)}))
+
+
+def test_a_pickled_model_is_not_loaded(copy):
+    """Unpickling runs whatever code the file holds."""
+    weights = load_file(copy / "model.safetensors")
+    for name in ("model.safetensors", "manifest.json"):
+        (copy / name).unlink()
+    elsewhere = copy.rename(copy.with_name("pickled"))
+    torch.save(weights, elsewhere / "pytorch_model.bin")
+    with pytest.raises(DpoKitError, match="the model cannot be loaded"):
+        load_base(load_profile("tiny", model={"path": str(elsewhere)}))
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_clear_error():

@@ -180,6 +180,30 @@ def test_what_does_not_fit_is_refused_with_what_would():
         memory.check_fits(large, 1 * memory.GB)
 
 
+def test_the_stage_that_needs_more_decides(monkeypatch):
+    """Of two batches as large as the model allows, DPO's has two sides; with much longer ones SFT needs more."""
+    tried = load_profile("gpu-8gb", sft={"max_tokens": 16 * 1024})
+    sft, dpo = (memory.estimate(tried, stage).total for stage in ("sft", "dpo"))
+    assert dpo < sft
+    between = round((sft + dpo) / 2 / memory.USABLE)
+    with pytest.raises(DpoKitError, match=rf"gpu-8gb needs {sft / memory.GB:.1f} GB for sft"):
+        memory.check_fits(tried, between)
+    assert set(memory.check_fits(tried, round(1.01 * sft / memory.USABLE))) == {"sft", "dpo"}
+
+
+def test_logits_and_allowance_are_those_worked_by_hand():
+    # SMALL in bf16, 2 pairs of two sides of 64 tokens: 256 tokens, H = 128, I = 336, 64 weights under one absmax
+    tried = load_profile(
+        "tiny", model={"compute_dtype": "bfloat16", "max_length": 64}, dpo={"batch_size": 2, "max_tokens": 256}
+    )
+    found = memory.estimate(tried, config=KINDS["qwen3"])
+    # the last hidden states and their gradient in bf16, and one of them in fp32: 8 bytes a number, beside one block
+    assert found.logits == (64 << 20) + 8 * 256 * 128
+    # the largest matrix, 128 x 336, dequantised to bf16 with the fp32 absmax of each block; and the gradients of the
+    # gate, up and their product in bf16, and of two residual streams in fp32
+    assert found.allowance == 2 * 128 * 336 + 4 * 128 * 336 // 64 + 256 * (3 * 2 * 336 + 2 * 4 * 128)
+
+
 def test_the_advice_fits():
     from dpo_kit.profiles import parse_overrides
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from benchmarks.kill_annotation import item, trial
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs, write_pairs
-from dpo_kit.preferences import labels as module
 from dpo_kit.preferences.labels import Item, Labels, aligned, as_items
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.workbook.statistics import kappa
@@ -117,7 +116,7 @@ def test_rows_of_each_kind_become_items_and_what_is_none_is_named():
 
 
 def test_a_locked_file_is_an_error_and_nothing_is_saved(store, monkeypatch):
-    monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(Labels, "patience", 0.05)
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(DpoKitError, match=r"nothing was saved.*another program holds it"):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_kit.models.answers import AnswerStore
+from dpo_kit.models.generation import Answer
 from dpo_kit.models.loading import load_arms
+from dpo_kit.models.store import Store
 from dpo_kit.preferences.judges import Unscorable, by_score
 from dpo_kit.preferences.ranking import (
     all_pairs,
@@ -31,7 +32,9 @@ def arms(small_run):
 def test_n_answers_a_prompt_from_any_arm_at_several_temperatures(arms, small_profile, incidents, tmp_path):
     prompts, settings = incidents[:6], small_profile.pairs
     temperatures = [1.0, 1.0, 0.3, 0.0]
-    rows = sample(arms, "base", prompts, temperatures, settings, seed=2, store=AnswerStore(tmp_path / "answers.jsonl"))
+    rows = sample(
+        arms, "base", prompts, temperatures, settings, seed=2, store=Store(tmp_path / "answers.sqlite", Answer)
+    )
     assert [[r.prompt_id for r in row] for row in rows] == [[p.id] * 4 for p in prompts]
     assert [(r.arm, r.temperature, r.seed) for r in rows[0]] == [("base", t, 8 + i) for i, t in enumerate(temperatures)]
     assert any(row[0].text != row[1].text for row in rows), "two draws at one temperature are two draws"

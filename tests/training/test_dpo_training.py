@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256
 from dpo_kit.jsonl import read_pairs
-from dpo_kit.models.loading import add_adapter, load_base
-from dpo_kit.training.dpo import check_start, dpo_trainer, train_dpo
+from dpo_kit.models.loading import add_adapter, load_arms, load_base
+from dpo_kit.training.dpo import KlProbe, check_start, dpo_trainer, train_dpo
 from dpo_kit.training.metrics_log import MetricsLog, read_log
 from dpo_kit.training.sft import sft_trainer, train_sft
 from dpo_kit.triage.demonstrations import Noise, demonstrate
+from dpo_kit.triage.reports import draw_prompts
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,37 @@ def test_a_policy_that_does_not_start_at_its_reference_is_refused(small_run, tmp
 
 
 @pytest.mark.parametrize(
-    ("loss", "margin"), [(0.8, 0.0), (math.log(2), 0.5), (float("nan"), 0.0), (math.log(2), float("nan"))]
+    ("loss", "margin", "said"),
+    [
+        (0.8, 0.0, "loss 0.800000 in place of 0.693147"),
+        (math.log(2), 0.5, "margins 0.500000 in place of 0.000000"),
+        (float("nan"), 0.0, "loss nan"),
+        (math.log(2), float("nan"), "margins nan"),
+    ],
 )
-def test_neither_ln_2_nor_a_margin_of_zero_is_enough_alone(trainer, monkeypatch, loss, margin):
+def test_neither_ln_2_nor_a_margin_of_zero_is_enough_alone(trainer, monkeypatch, loss, margin, said):
     """Margins of 1 and -1 have mean 0 and loss 0.81; a loss that is offset may be ln 2 at another margin."""
-    monkeypatch.setattr(trainer, "evaluate", lambda data: {"eval_loss": loss, "eval_rewards/margins": margin})
-    with pytest.raises(DpoKitError, match=rf"at step 0 the loss is {loss:.6f} and the margin {margin:.6f}, not ln 2"):
+    measured(trainer, monkeypatch, loss, margin)
+    with pytest.raises(DpoKitError, match=rf"there is {said}"):
         check_start(trainer)
+
+
+def measured(trainer, monkeypatch, loss, margin, rewards=(0.0, 0.0)):
+    found = {"loss": loss, "rewards/margins": margin, "rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+    monkeypatch.setattr(trainer, "evaluate", lambda data: {f"eval_{name}": value for name, value in found.items()})
+
+
+def test_rewards_that_cancel_in_the_margin_are_seen(trainer, monkeypatch):
+    """A reference that is off by the same on both sides leaves loss and margin as they should be."""
+    measured(trainer, monkeypatch, math.log(2), 0.0, rewards=(0.3, 0.3))
+    with pytest.raises(DpoKitError, match=r"chosen 0.300000 in place of 0.000000, rejected 0.300000"):
+        check_start(trainer)
+
+
+def test_another_loss_than_dpos_has_another_value_at_the_start(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, "loss_types", ["hinge"])
+    measured(trainer, monkeypatch, 1.0, 0.0)
+    assert check_start(trainer)["loss"] == 1.0
 
 
 def test_the_gradient_is_checked_before_the_first_step(trainer, monkeypatch):
@@ -104,7 +129,7 @@ def test_the_stock_forward_is_said(small_run, tmp_path, monkeypatch):
     work, profile, _ = small_run
     pairs, said = read_pairs(work / "pairs" / "pairs.jsonl")[:4], []
     train_dpo(profile, pairs, work / "sft" / "adapter", [], tmp_path, seed=0, log=said.append)
-    assert said[0] == "TRL's own forward is used, not the fast one: it has a reason"
+    assert "TRL's own forward is used, not the fast one: it has a reason" in said
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -151,6 +176,17 @@ def test_held_out_margins_and_answers_stand_beside_each_kl(small_run):
         assert 0 <= row["answers/stop_rate"] <= 1
         assert len(row["answers/samples"]) == 2
         assert all(sample["prompt"].startswith("Triage") for sample in row["answers/samples"])
+
+
+def test_the_share_of_answers_that_ended_is_that_of_answers_with_eos(small_run, tmp_path, monkeypatch):
+    work, profile, _ = small_run
+    arms = load_arms(profile, {"default": work / "dpo" / "adapter", "ref": work / "sft" / "adapter"})
+    eos, log = arms.tokenizer.eos_token_id, MetricsLog(tmp_path / "log.jsonl")
+    answers = [[5, eos], [6, 7, 8], [5, 6, eos], [eos]]
+    monkeypatch.setattr("dpo_kit.training.dpo.sample_ids", lambda *_: answers)
+    KlProbe(arms, draw_prompts(4, "heldout", "probe", 0), profile, log, 0, evaluate=False).measure(0)
+    (row,) = read_log(log.path)
+    assert (row["answers/stop_rate"], row["answers/length"]) == (3 / 4, (2 + 3 + 3 + 1) / 4)
 
 
 def test_held_out_pairs_are_of_other_prompts(small_run):
@@ -242,6 +278,6 @@ def test_nan_weights_show_in_the_log(small_profile, small_run, tmp_path):
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     (adapter / "adapter_config.json").write_bytes((work / "sft" / "adapter" / "adapter_config.json").read_bytes())
     pairs = read_pairs(work / "pairs" / "pairs.jsonl")
-    with pytest.raises(DpoKitError, match="at step 0 the loss is nan"):
+    with pytest.raises(DpoKitError, match=r"there is loss nan .*a weight of the base or the adapter is not finite"):
         train_dpo(small_profile, pairs, adapter, [], tmp_path, seed=0)
     assert math.isnan(read_log(tmp_path / "log.jsonl")[0]["eval_loss"])

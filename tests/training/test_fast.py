@@ -447,7 +447,7 @@ def test_references_come_from_the_cache_and_the_steps_stay_trls(tokenizer, tmp_p
     data = {"prompt": " its", "chosen": " values rise", "rejected": " values fall"}
     rows = Dataset.from_list([{**data, "prompt": f"{' its' * n} On"} for n in range(1, 9)])
     stock = trainer(DPOTrainer, tokenizer, "ref adapter")
-    cached = trainer(FastDPOTrainer, tokenizer, "ref adapter", reference_cache=tmp_path / "references.sqlite")
+    cached = trainer(FastDPOTrainer, tokenizer, "ref adapter", reference_cache=tmp_path / "cache.sqlite")
     expected = stock._prepare_dataset(rows, tokenizer, stock.args, "train")
     first = cached._precompute_ref_logps(expected, "train", 3)
     batch = stock.data_collator(list(expected))
@@ -458,3 +458,15 @@ def test_references_come_from_the_cache_and_the_steps_stay_trls(tokenizer, tmp_p
     assert cached._precompute_ref_logps(expected, "train", 2).to_list() == first.to_list()
     cached.precompute_ref_logps = True
     assert_same_step(stock, cached, cached.data_collator(list(first)))
+
+
+def test_references_under_another_autocast_are_computed_anew(tokenizer, tmp_path, monkeypatch):
+    rows = Dataset.from_list([{"prompt": " On", "chosen": " values rise", "rejected": " values fall"}])
+    made = [
+        trainer(FastDPOTrainer, tokenizer, "ref adapter", bf16=bf16, reference_cache=tmp_path / "cache.sqlite")
+        for bf16 in (False, True)
+    ]
+    expected = made[0]._prepare_dataset(rows, tokenizer, made[0].args, "train")
+    exact, rounded = (each._precompute_ref_logps(expected, "train", 1)["ref_chosen_logps"][0] for each in made)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.01)

@@ -1,9 +1,6 @@
 """The reference cache hits where the numbers are the same, and only there."""
 
 import copy
-import multiprocessing
-import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dpo_kit.training.references import ReferenceCache, add_reference_logps, pair_keys, reference_identity
+from dpo_kit.models.identity import model_identity
+from dpo_kit.models.store import Store
+from dpo_kit.training.references import PairLogProbs, add_reference_logps, pair_keys
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -36,9 +35,14 @@ def with_adapters(model, seed=0, **changes):
     return made
 
 
+def identity(model, **context):
+    """The identity of the reference as the trainer asks for it."""
+    return model_identity(model, "ref" if "ref" in getattr(model, "peft_config", {}) else None, **context)
+
+
 def test_what_is_trained_does_not_enter_the_identity(model):
-    assert reference_identity(with_adapters(model, seed=0)) == reference_identity(with_adapters(model, seed=1))
-    assert reference_identity(get_peft_model(copy.deepcopy(model), lora())) == reference_identity(
+    assert identity(with_adapters(model, seed=0)) == identity(with_adapters(model, seed=1))
+    assert identity(get_peft_model(copy.deepcopy(model), lora())) == identity(
         get_peft_model(copy.deepcopy(model), lora(r=8))
     ), "with no `ref` adapter the reference is the base, whatever the rank of what is trained"
 
@@ -58,8 +62,8 @@ def test_whatever_changes_the_references_numbers_changes_the_identity(model):
     ]
     rotary = copy.deepcopy(start)
     rotary.config.rope_parameters = {**rotary.config.rope_parameters, "rope_theta": 500.0}
-    identities = [reference_identity(made) for made in (start, *other, rotary)]
-    identities.append(reference_identity(start, "bfloat16"))
+    identities = [identity(made) for made in (start, *other, rotary)]
+    identities.append(identity(start, autocast="bfloat16"))
     assert len(set(identities)) == len(identities)
 
 
@@ -78,7 +82,7 @@ def test_quantisation_enters_the_identity():
 
     kinds = [holder("nf4"), holder("fp4"), holder("nf4", 2.0)]
     assert torch.equal(kinds[0].layer.weight.data, kinds[2].layer.weight.data), "same codes under another scale"
-    assert len({reference_identity(made) for made in kinds}) == 3
+    assert len({identity(made) for made in kinds}) == 3
 
 
 def batch(chosen=(5, 6, 7), rejected=(5, 6, 8), prompt=2):
@@ -115,7 +119,7 @@ class Counting:
 
 def filled(count, path, compute):
     dataset = Dataset.from_list([{"n": n} for n in range(count)])
-    return add_reference_logps(dataset, [f"key-{n}" for n in range(count)], ReferenceCache(path), compute, block=4)
+    return add_reference_logps(dataset, [f"key-{n}" for n in range(count)], Store(path, PairLogProbs), compute, block=4)
 
 
 def test_a_second_sweep_computes_nothing_a_superset_only_what_is_new(tmp_path):
@@ -129,9 +133,8 @@ def test_a_second_sweep_computes_nothing_a_superset_only_what_is_new(tmp_path):
 
 def test_a_subset_in_another_order_hits(tmp_path):
     filled(6, tmp_path / "cache.sqlite", Counting())
-    assert ReferenceCache(tmp_path / "cache.sqlite").get(["key-3", "key-1", "key-77"]) == {
-        "key-3": (-3.0, -3.5), "key-1": (-1.0, -1.5),
-    }  # fmt: skip
+    kept = Store(tmp_path / "cache.sqlite", PairLogProbs).find(["key-3", "key-1", "key-77"])
+    assert kept == [(-3.0, -3.5), (-1.0, -1.5), None]
 
 
 def test_an_interrupted_sweep_goes_on_at_its_block(tmp_path):
@@ -146,36 +149,3 @@ def test_an_interrupted_sweep_goes_on_at_its_block(tmp_path):
     rest = Counting()
     filled(10, tmp_path / "cache.sqlite", rest)
     assert rest.rows == [4, 5, 6, 7, 8, 9]
-
-
-def _put_many(path, start):
-    cache = ReferenceCache(path)
-    for n in range(start, start + 200):
-        cache.put({f"key-{n}": (float(n), 0.0), "shared": (1.0, 2.0)})
-
-
-def test_two_processes_may_share_it(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_put_many, args=(tmp_path / "cache.sqlite", start)) for start in (0, 100)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    found = ReferenceCache(tmp_path / "cache.sqlite").get([*(f"key-{n}" for n in range(300)), "shared"])
-    assert len(found) == 301
-    assert found["key-299"] == (299.0, 0.0)
-
-
-def test_many_may_make_it_at_once(tmp_path):
-    # a hundred files, because a race for one is seldom lost
-    with ThreadPoolExecutor(8) as pool:
-        for n in range(100):
-            list(pool.map(ReferenceCache, [tmp_path / f"{n}.sqlite"] * 8))
-
-
-def test_the_file_is_whole_after_a_transaction_that_failed(tmp_path):
-    cache = ReferenceCache(tmp_path / "cache.sqlite")
-    with pytest.raises(sqlite3.Error):
-        cache.put({"good": (1.0, 2.0), "bad": (object(), 0.0)})
-    assert cache.get(["good", "bad"]) == {}

@@ -14,7 +14,8 @@ from dpo_kit.files import hashes
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_arms, load_base
 from dpo_kit.models.quantization import dequantized, quantized_layers
-from dpo_kit.training.release import answer_logps, merge_adapter, prove, release_adapter
+from dpo_kit.profiles import load_profile
+from dpo_kit.training.release import Proof, answer_logps, card, merge_adapter, prove, release_adapter
 from dpo_kit.workspace import Workspace
 
 
@@ -97,6 +98,19 @@ def test_the_card_says_base_data_settings_curves_and_evaluation(run, released):
     gain = json.loads((root / "report.json").read_text())["metrics"]["severity_match"]["difference"]["interval"]
     assert f"difference {gain['mean']:+.3f}" in text
     assert str(root) not in text, "a path of this machine is of no use to others"
+
+
+def test_of_a_local_path_the_card_shows_the_last_part_only(tmp_path):
+    """Where a model or a file of pairs lies on the trainer's machine may tell a user's or a customer's name."""
+    private = tmp_path / "customers" / "a-bank"
+    own = {"model": {"path": str(private / "our-base")}, "data": {"pairs": str(private / "complaints.jsonl")}}
+    (tmp_path / "dpo" / "adapter").mkdir(parents=True)
+    (tmp_path / "dpo" / "adapter" / "base.json").write_text("{}")
+    (tmp_path / "dpo" / "log.jsonl").touch()
+    text = card(load_profile("tiny", **own), tmp_path, 7, Proof(pairs=7, distance=0.0, allowed=1e-3))
+    assert "LoRA on `our-base`" in text
+    assert "| pairs | 7 from `complaints.jsonl` |" in text
+    assert "a-bank" not in text
 
 
 def test_a_merge_is_the_base_plus_the_adapters_product(run, released):

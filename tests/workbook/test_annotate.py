@@ -10,7 +10,6 @@ from nbclient import NotebookClient
 
 from benchmarks.kill_annotation import item
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences import labels as module
 from dpo_kit.preferences.labels import Item, Labels
 from dpo_kit.preferences.person import Annotator
 from dpo_kit.records import Message, Prompt, Response
@@ -115,7 +114,7 @@ def test_the_end_says_what_was_given(work):
 
 
 def test_saved_is_said_only_of_what_is_saved(work, monkeypatch):
-    monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(Labels, "patience", 0.05)
     face, other = AnnotatorWidget(work), sqlite3.connect(work.labels.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     scene = press(face, "a", "kept")

@@ -4,15 +4,24 @@ Whatever keeps a model from a usable reply - a refusal, a cut, a malformed reply
 leaves the answers unjudged with that reason. Nothing defaults to a winner.
 """
 
+import hashlib
+import json
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.models.servers import OVERHEAD, Server, Unanswered, dollars
+from dpo_kit.models.store import Store
 from dpo_kit.preferences.judges import Judge, both_orders, reward_judge
-from dpo_kit.preferences.judges.calls import OVERHEAD, JudgeClient, Unanswered, dollars
 from dpo_kit.preferences.judges.prompt import (
     CRITERIA,
+    PARSER_VERSION,
+    BadReply,
     Question,
     compare_question,
     parse_reply,
@@ -23,12 +32,74 @@ from dpo_kit.profiles import JudgeSettings
 from dpo_kit.records import Prompt, Verdict
 
 TOKEN = "0" * 32  # stands for the random token where a question is named or measured, not asked
+OTHERS_KEY = "DPO_KIT_JUDGE_KEY"  # where the key for a server that is no vendor's is kept
 BYTES_PER_TOKEN = 3.5  # of English in today's tokenizers; other languages take more tokens
 TYPICAL_REPLY = 250  # tokens; a model that reasons at length writes more
+T = TypeVar("T")
+
+
+class Reply(NamedTuple):
+    """The text of a reply and when it was given, in ISO 8601."""
+
+    text: str
+    at: str
+
+
+class JudgeClient:
+    """Asks a language model, and remembers its replies in the SQLite file `cache`.
+
+    Only replies that could be read are remembered: a question that failed is asked again by the next run, and one that
+    was answered costs nothing. `tally` counts requests, retries and cache hits; `budget.spent` is in dollars.
+    """
+
+    def __init__(self, settings: JudgeSettings, cache: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+        s = self.settings = settings
+        if not s.model:
+            raise DpoKitError("judge.model is empty: name a model that the server knows")
+        if not s.base_url and not (s.input_price and s.output_price):
+            raise DpoKitError("judge.input_price and output_price are 0: without prices judge.max_dollars cannot hold")
+        limits = {"timeout": s.timeout_seconds, "attempts": s.attempts, "max_dollars": s.max_dollars, "sleep": sleep}
+        self.server = Server("judge", s.kind, s.base_url, s.model, OTHERS_KEY, prices=_prices(s), **limits)
+        self.tally, self.budget = self.server.tally, self.server.budget
+        self.store = Store(cache, Reply)
+        self._being_asked: dict[str, threading.Lock] = {}
+
+    def ask(self, question: Question, identity: Question, read: Callable[[str], T]) -> tuple[T, str]:
+        """What `read` makes of the reply, and when it was given. `identity` is the question without its random token.
+
+        Raises Unanswered with the reason, or DpoKitError where the settings are at fault.
+        """
+        key = self._key(identity)
+        with self._being_asked.setdefault(key, threading.Lock()):  # the same question twice at once is paid once
+            (known,) = self.store.find([key])
+            reply = known or self._answer(question)
+            try:
+                value = read(reply.text)
+            except BadReply as error:
+                raise Unanswered(f"malformed reply: {error}") from None
+            if known:
+                self.server.count("cached")
+            else:
+                self.store.add([key], [reply])
+            return value, reply.at
+
+    def _answer(self, question: Question) -> Reply:
+        limits = {"max_tokens": self.settings.max_reply_tokens, "temperature": self.settings.temperature}
+        reply = self.server.ask(question.messages, schema=question.schema, **limits)
+        if reply.end in ("refused", "length"):
+            refused = reply.end == "refused"
+            raise Unanswered("the judge refused" if refused else "the reply was cut off at the token limit")
+        return Reply(reply.text, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _key(self, identity: Question) -> str:
+        """A hash of all that a reply depends on: server, model, limits, every word of the question, and its reading."""
+        s = self.settings
+        asked = [s.kind, self.server.url, s.model, s.temperature, s.max_reply_tokens, asdict(identity), PARSER_VERSION]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def make_judge(settings: JudgeSettings, cache: Path) -> Judge:
-    """The reward model or the language model that a profile names; `cache` is a folder for what the latter said.
+    """The reward model or the language model that a profile names; `cache` is an SQLite file for what the latter said.
 
     Raises DpoKitError where a model cannot be loaded, a server has no key, or the judge exists only in the workbook's
     world.
@@ -106,7 +177,11 @@ def estimate_cost(
     questions, read = orders * len(rows), orders * sum(sizes)
     typical = round(read / BYTES_PER_TOKEN), questions * TYPICAL_REPLY
     most = read + questions * OVERHEAD, questions * settings.max_reply_tokens
-    return CostEstimate(questions, *typical, dollars(settings, *typical), dollars(settings, *most))
+    return CostEstimate(questions, *typical, dollars(_prices(settings), *typical), dollars(_prices(settings), *most))
+
+
+def _prices(settings: JudgeSettings) -> tuple[float, float]:
+    return settings.input_price, settings.output_price
 
 
 def _comparison(settings: JudgeSettings, prompt: Prompt, a: str, b: str, token: str | None) -> Question:

@@ -15,6 +15,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_kit.models.servers import request_size
 from dpo_kit.records import Prompt, Winner
 from dpo_kit.visible import reveal
 
@@ -53,9 +54,14 @@ class Question:
     schema: dict[str, Any]
 
     @property
+    def messages(self) -> list[dict[str, str]]:
+        """The question as a chat."""
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
+
+    @property
     def size(self) -> int:
-        """Bytes of UTF-8: no tokenizer in use makes more tokens than that."""
-        return len((self.system + self.user + json.dumps(self.schema)).encode())
+        """Bytes of UTF-8, which are at least as many as tokens."""
+        return request_size(self.messages, self.schema)
 
 
 def compare_question(prompt: Prompt, a: str, b: str, criteria: str = CRITERIA, token: str | None = None) -> Question:

@@ -12,9 +12,17 @@ from email.utils import format_datetime
 import pytest
 
 from dpo_kit.errors import DpoKitError
+from dpo_kit.models.servers import OVERHEAD, Budget
 from dpo_kit.preferences.judges import both_orders, by_score, judge_all
-from dpo_kit.preferences.judges.calls import OVERHEAD, Budget, JudgeClient
-from dpo_kit.preferences.judges.llm import TOKEN, _comparison, estimate_cost, llm_judge, llm_score, make_judge
+from dpo_kit.preferences.judges.llm import (
+    TOKEN,
+    JudgeClient,
+    _comparison,
+    estimate_cost,
+    llm_judge,
+    llm_score,
+    make_judge,
+)
 from dpo_kit.profiles import JudgeSettings, load_profile
 from dpo_kit.records import Message, Prompt
 from dpo_kit.triage.judges import judge_in_world
@@ -63,13 +71,15 @@ def client(request, server, tmp_path):
 def make_client(kind, server, tmp_path, **settings):
     base = {"kind": kind, "model": "m", "base_url": server.url + KINDS[kind], "timeout_seconds": 5, "attempts": 3}
     waits = []
-    client = JudgeClient(JudgeSettings(**{**base, **settings}), tmp_path / "cache", waits.append)
+    client = JudgeClient(JudgeSettings(**{**base, **settings}), tmp_path / "cache.sqlite", waits.append)
     client.waits = waits
     return client
 
 
 def cached(client):
-    return list(client.cache.rglob("*.json"))
+    """The keys of the replies that are stored."""
+    with client.store._transaction() as db:
+        return [key for (key,) in db.execute("SELECT key FROM kept")]
 
 
 def test_a_verdict_comes_back_with_its_reason_its_judge_and_its_time(client, server):
@@ -188,7 +198,7 @@ def test_retry_after_is_honoured_as_seconds_and_as_a_date_and_a_long_one_is_not_
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(401, "set DPO_KIT_JUDGE_KEY"), (402, "credit"), (403, "may not"), (404, "judge.model = 'm'")],
+    [(401, "set DPO_KIT_JUDGE_KEY"), (402, "credit"), (403, "may not"), (404, "check the model 'm'")],
 )
 def test_a_fault_of_the_settings_stops_everything_at_once(client, server, status, advice):
     server.otherwise = fails(status, f"your key {CANARY} is wrong")
@@ -202,7 +212,7 @@ def test_a_fault_of_the_settings_stops_everything_at_once(client, server, status
 def test_a_server_that_is_not_there_is_one_error_but_one_that_goes_away_leaves_the_rest_unjudged(server, tmp_path):
     for kind in KINDS:
         nobody = make_client(kind, server, tmp_path, base_url="http://127.0.0.1:9")
-        with pytest.raises(DpoKitError, match=r"no judge can be reached at http://127\.0\.0\.1:9"):
+        with pytest.raises(DpoKitError, match=r"judge: no server can be reached at http://127\.0\.0\.1:9"):
             llm_judge(nobody)(PROMPT, "4", "5")
         assert nobody.budget.spent == 0
         with judge_server() as passing:
@@ -268,7 +278,7 @@ def test_the_cache_misses_on_another_prompt_answer_order_server_api_question_or_
     with judge_server() as elsewhere:
         llm_judge(make_client("openai", elsewhere, tmp_path))(PROMPT, "4", "5")
     llm_judge(make_client("anthropic", server, tmp_path))(PROMPT, "4", "5")
-    monkeypatch.setattr("dpo_kit.preferences.judges.calls.PARSER_VERSION", -1)
+    monkeypatch.setattr("dpo_kit.preferences.judges.llm.PARSER_VERSION", -1)
     llm_judge(client)(PROMPT, "4", "5")
     assert len(cached(client)) == 9
     renamed = PROMPT.model_copy(update={"id": "another name for the same question"})
@@ -276,14 +286,17 @@ def test_the_cache_misses_on_another_prompt_answer_order_server_api_question_or_
     assert len(cached(client)) == 9
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"text": 5, "at": 1}', b'{"text": "A"}', b"\xff"])
-def test_a_damaged_cache_entry_is_asked_again_by_the_next_run_at_the_latest(client, server, damage):
-    llm_judge(client)(PROMPT, "4", "5")
-    (path,) = cached(client)
-    path.write_bytes(damage)
-    winners = [llm_judge(client)(PROMPT, "4", "5").winner for _ in range(2)]
-    assert winners[0] in ("a", "unjudged")
-    assert winners[1] == "a"
+def test_replies_that_an_earlier_version_kept_in_a_folder_are_not_paid_again(server, tmp_path):
+    client = make_client("openai", server, tmp_path)
+    first = llm_judge(client)(PROMPT, "4", "5")
+    (key,) = cached(client)
+    before = tmp_path / "before" / key[:2] / f"{key}.json"
+    before.parent.mkdir(parents=True)
+    before.write_text(json.dumps({"text": verdict("A"), "at": first.at}))
+    before.with_name("00.json").write_text('{"text": 5, "at": ')
+    again = JudgeClient(client.settings, tmp_path / "before.sqlite")
+    assert llm_judge(again)(PROMPT, "4", "5") == first
+    assert len(server.requests) == 1
 
 
 # --- cost
@@ -406,7 +419,7 @@ def test_the_key_of_a_vendor_is_never_sent_to_another_server(client, server, mon
     monkeypatch.setenv("OPENAI_API_KEY", "sk-vendor-openai-000000000")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-vendor-anthropic-0000")
     monkeypatch.delenv("DPO_KIT_JUDGE_KEY")
-    bare = JudgeClient(client.settings, client.cache)
+    bare = JudgeClient(client.settings, client.store.path)
     llm_judge(client)(PROMPT, "4", "5")
     llm_judge(bare)(PROMPT, "4", "6")
     with_key, without = (json.dumps(request["headers"]) for request in server.requests)
@@ -418,14 +431,14 @@ def test_a_key_that_is_absent_or_no_key_is_one_clear_error(monkeypatch, tmp_path
     hosted = {"model": "m", "input_price": 1.0, "output_price": 1.0}
     for kind, variable in (("openai", "OPENAI_API_KEY"), ("anthropic", "ANTHROPIC_API_KEY")):
         settings = JudgeSettings(kind=kind, **hosted)
-        assert JudgeClient(settings, tmp_path).server.url.startswith("https://api.")
+        assert JudgeClient(settings, tmp_path / "cache.sqlite").server.url.startswith("https://api.")
         monkeypatch.setenv(variable, f"{CANARY}\nand more")
         with pytest.raises(DpoKitError, match=f"{variable} holds characters") as error:
-            JudgeClient(settings, tmp_path)
+            JudgeClient(settings, tmp_path / "cache.sqlite")
         assert CANARY not in str(error.value)
         monkeypatch.delenv(variable)
         with pytest.raises(DpoKitError, match=f"set the environment variable {variable}"):
-            JudgeClient(settings, tmp_path)
+            JudgeClient(settings, tmp_path / "cache.sqlite")
 
 
 @pytest.mark.parametrize(
@@ -434,6 +447,7 @@ def test_a_key_that_is_absent_or_no_key_is_one_clear_error(monkeypatch, tmp_path
         ({"model": ""}, "judge.model is empty"),
         ({"base_url": "", "input_price": 0.0}, "without prices"),
         ({"base_url": "localhost:8000"}, "plain http"),
+        ({"base_url": "http://localhost:99999/v1"}, "plain http"),
         ({"base_url": f"http://me:{CANARY}@host/v1"}, "environment"),
         ({"base_url": f"http://host/v1?key={CANARY}"}, "environment"),
     ],
@@ -441,7 +455,7 @@ def test_a_key_that_is_absent_or_no_key_is_one_clear_error(monkeypatch, tmp_path
 def test_settings_that_cannot_work_are_refused_before_anything_is_asked(wrong, match, tmp_path):
     settings = JudgeSettings(**{"kind": "openai", "model": "m", "base_url": "http://localhost:1/v1", **wrong})
     with pytest.raises(DpoKitError, match=match) as error:
-        JudgeClient(settings, tmp_path)
+        JudgeClient(settings, tmp_path / "cache.sqlite")
     assert CANARY not in str(error.value)
 
 
@@ -507,16 +521,17 @@ def test_the_search_for_the_canary_finds_it_whole_or_half_in_a_file_and_in_a_nam
 
 def test_a_profile_names_its_judge(server, tmp_path, monkeypatch):
     truth = by_score(lambda prompt, text: len(text), "length")
+    cache = tmp_path / "cache.sqlite"
     pick = {"base_url": f"{server.url}/v1", "model": "m"}
-    assert judge_in_world(load_profile("tiny").judge, truth, tmp_path) is truth
+    assert judge_in_world(load_profile("tiny").judge, truth, cache) is truth
     biased = load_profile("tiny", judge={"kind": "simulated", "position_bias": 1.0}).judge
-    assert judge_in_world(biased, truth, tmp_path)(PROMPT, "4", "44").in_orders == ("a", "b")
+    assert judge_in_world(biased, truth, cache)(PROMPT, "4", "44").in_orders == ("a", "b")
     with pytest.raises(DpoKitError, match="'simulated' needs the facts of incidents"):
-        make_judge(biased, tmp_path)
-    model = judge_in_world(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, tmp_path)
+        make_judge(biased, cache)
+    model = judge_in_world(load_profile("tiny", judge={"kind": "openai", **pick}).judge, truth, cache)
     assert model(PROMPT, "4", "5").in_orders == ("a", "b")
     single = {"kind": "openai", "both_orders": False, **pick}
-    assert make_judge(load_profile("tiny", judge=single).judge, tmp_path)(PROMPT, "4", "5").order == "ab"
+    assert make_judge(load_profile("tiny", judge=single).judge, cache)(PROMPT, "4", "5").order == "ab"
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(DpoKitError, match="set the environment variable"):
-        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, tmp_path)
+        make_judge(load_profile("tiny", judge={"kind": "anthropic"}).judge, cache)

@@ -80,3 +80,9 @@ def test_plausible_mistakes_get_their_own_hint(check, answer, hint):
 def test_an_unnamed_mistake_is_still_wrong():
     assert not check_holm(lambda p_values: p_values).passed
     assert not check_sign_test(lambda wins, losses: wins / (wins + losses)).passed
+
+
+def test_the_sign_test_is_asked_at_more_points_than_an_even_split():
+    """A p-value of 1 is right at 5 wins and 5 losses, and at no split that shows anything."""
+    assert not check_sign_test(lambda wins, losses: 1.0).passed
+    assert not check_sign_test(lambda wins, losses: 1.0 if wins == losses else 0.05).passed

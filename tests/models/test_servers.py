@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges.api_keys import NO_KEY, key_variable, quotes_key, read_key
+from dpo_kit.models.servers import key_variable, quotes_key, read_key
 
 KEY = "sk-proj-0123456789abcdef"
 
@@ -30,7 +30,7 @@ def test_a_vendors_key_is_for_the_vendors_own_host_over_tls(url, variable):
 
 def test_a_key_is_read_without_its_line_end_and_its_absence_is_no_key(monkeypatch):
     monkeypatch.delenv("OURS", raising=False)
-    assert read_key("OURS") == NO_KEY
+    assert read_key("OURS") == ""
     with pytest.raises(DpoKitError, match="set the environment variable OURS"):
         read_key("OURS", required=True)
     monkeypatch.setenv("OURS", f" {KEY}\n")
@@ -45,4 +45,4 @@ def test_a_good_part_of_a_key_is_quoted_but_its_common_prefix_is_not():
     assert quotes_key(f"Incorrect API key: {KEY}", KEY)
     assert quotes_key(f"…{KEY[-12:]}", KEY)
     assert not quotes_key("keys begin with sk-proj-", KEY)
-    assert not quotes_key(f"the key was {NO_KEY}", NO_KEY)
+    assert not quotes_key("the key was empty", "")
