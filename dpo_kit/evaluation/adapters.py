@@ -17,7 +17,7 @@ from dpo_kit.models.identity import ADAPTED, FINGERPRINT, RECORD, base_fingerpri
 from dpo_kit.profiles import Profile, load_profile, profile_names
 
 # settings of the table `model` that shape an adapter or its training, and not what its arm answers
-OF_TRAINING = {"lora_r", "lora_alpha", "checkpointing", "checkpoint_layers"}
+OF_TRAINING = {"lora_r", "lora_alpha", "lora_targets", "rslora", "dora", "checkpointing", "checkpoint_layers"}
 Overrides = Mapping[str, Mapping[str, Any]]  # table -> key -> value, as the command line sets it
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from dpo_kit.cli import main, parser
 from dpo_kit.jsonl import read_jsonl, read_pairs
+from dpo_kit.models.identity import write_record
 from dpo_kit.profiles import ROOT
+from dpo_kit.training.release import settings_of
 from dpo_kit.views.report import read_report
 from tests.cli.test_evaluate import QUESTIONS, ready, write_rows
 
@@ -24,8 +26,8 @@ def adapter(small_run, tmp_path, monkeypatch):
     monkeypatch.delenv("DPO_KIT_PROFILE", raising=False)
     work, profile, _ = small_run
     folder = shutil.copytree(work / "dpo" / "adapter", tmp_path / "release" / "adapter")
-    record = {"profile": "tiny", "model": profile.model.model_dump(), "dpo": {"beta": 0.25}, "data": {}}
-    (Path(folder) / "dpo_kit.json").write_text(json.dumps(record))
+    dpo = profile.dpo.model_copy(update={"beta": 0.25})
+    write_record(Path(folder), settings_of(profile.model_copy(update={"dpo": dpo})))
     return Path(folder)
 
 
@@ -202,6 +204,18 @@ def test_the_page_on_evaluation_names_only_options_that_exist():
     }
     known = set(re.findall(r"--[a-z-]+", parser_help())) | {"--help"}
     assert {"--judge", "--regression", "--heldout-pairs"} <= named <= known
+
+
+def test_the_python_of_the_page_on_evaluation_runs(tmp_path, monkeypatch, capsys):
+    write_rows(tmp_path / "prompts.jsonl", QUESTIONS)
+    ready(tmp_path / "old.jsonl", "old", {str(n + 1): f"It is {n}." for n in range(12)})
+    ready(tmp_path / "new.jsonl", "new", {str(n + 1): f"I think that it is {n}." for n in range(12)})
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    exec(compile(block, "evaluation.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "words {'old': 3.0, 'new': 6.0}" in out
+    assert "answers differ much in length: new has 6 words on average, old 3" in out
 
 
 def parser_help():

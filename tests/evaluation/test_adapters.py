@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.adapters import beta_of, profile_of_adapters
+from dpo_kit.evaluation.adapters import OF_TRAINING, beta_of, profile_of_adapters
 from dpo_kit.models.identity import base_fingerprint, read_record
-from dpo_kit.profiles import load_profile
+from dpo_kit.profiles import ModelSettings, load_profile
 
 TINY = load_profile("tiny")
 
@@ -67,6 +67,7 @@ def test_a_profile_that_is_not_shipped_is_not_taken_from_a_record(adapter, tmp_p
 def test_records_must_agree_in_what_decides_an_answer_and_only_in_that(adapter):
     first, second = adapter("a", lora_r=4, beta=0.1), adapter("b", lora_r=8, beta=0.5)
     profile_of_adapters([first, second], None, {})
+    assert set(ModelSettings.model_fields) >= OF_TRAINING
     third = adapter("c", quantize="none")
     with pytest.raises(DpoKitError) as refused:
         profile_of_adapters([first, third], None, {})
