@@ -33,9 +33,10 @@ soak: setup  ## what takes hours: kills by the hundred, fuzzing, simulated cover
 gpu-check: setup  ## memory against its estimate, speed and losses on a GPU, where there is one
 	$(BIN)/python -m benchmarks.gpu_check
 
-check: setup  ## lint, format, stored notebooks, the CI workflow, the citation file
+check: setup  ## lint, format, types, stored notebooks, the CI workflow, the citation file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m tools.check_notebooks
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github/workflows

@@ -8,7 +8,7 @@ import psutil
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 def peak_memory_mb() -> int:

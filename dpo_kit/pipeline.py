@@ -94,6 +94,7 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     def build(folder: Path) -> None:
         from dpo_kit.preferences.importers import load_external_pairs
 
+        # imported and audited here, so that no pair reaches a trainer unaudited
         trained, held_out, audit = load_external_pairs(profile, folder / "quarantine.jsonl", seed, work.log)
         write_pairs(folder / "pairs.jsonl", trained)
         write_pairs(folder / "heldout.jsonl", held_out)
@@ -120,6 +121,7 @@ def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Pro
     DPO compares with a reference that must give the pairs' answers some probability (arXiv 2305.18290, section 5; as
     Zephyr did, arXiv 2310.16944).
     """
+    # an answer that stands in several pairs is one demonstration
     answers = {(pair.prompt.messages, pair.chosen.text): pair for pair in pairs}
     kept = list(answers.values())[:most]
     return [pair.prompt for pair in kept], [pair.chosen for pair in kept]
@@ -129,6 +131,7 @@ def dpo_on_external(work: Workspace, profile: Profile, seed: int) -> Path:
     """`dpo` for external pairs: KL is measured on answers to the prompts of held-out pairs."""
 
     def kl_prompts(held_out: Sequence[PreferencePair]) -> list[Prompt]:
+        # a prompt may have several pairs; its KL is measured once
         return list({pair.prompt.id: pair.prompt for pair in held_out}.values())[: profile.dpo.kl_prompts]
 
     return dpo_stage(work, profile, seed, kl_prompts)

@@ -113,14 +113,14 @@ class PreferencePair(Record):
 
     def to_json(self) -> dict[str, Any]:
         """`to_trl`, and beside it the verdict and how both answers were made, so that nothing is lost on the disk."""
-        made = {"exclude": {"text", "prompt_id"}}
+        not_how = {"text", "prompt_id"}  # what does not tell how an answer was made
         return {
             **self.to_trl(),
             "prompt_id": self.prompt.id,
             "facts": self.prompt.facts,
             "verdict": self.verdict.model_dump(),
-            "chosen_made": self.chosen.model_dump(**made),
-            "rejected_made": self.rejected.model_dump(**made),
+            "chosen_made": self.chosen.model_dump(exclude=not_how),
+            "rejected_made": self.rejected.model_dump(exclude=not_how),
         }
 
     @classmethod

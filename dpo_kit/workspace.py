@@ -95,7 +95,7 @@ class Workspace:
         keep: bool = False,
     ):
         self.root, self.log, self.keep = root, log, keep
-        owner = root / "profile.json"
+        owner = root / "profile.json"  # stages of two profiles in one folder would be built again and again
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not owner.exists():
@@ -144,7 +144,7 @@ class Workspace:
                 started = time.perf_counter()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
-                self._prepare_scratch(name, made_from)
+                self._prepare_scratch(name, made_from)  # keeps the checkpoints of this very build, if a kill left some
                 build(partial)
                 cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
                 manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
@@ -179,12 +179,13 @@ class Workspace:
 
     def remove_stages(self) -> None:
         """Remove every stage's folder, stored answers and scratch folder. Files that no stage made stay."""
+        # answers and checkpoints of the removed stages must not be taken up again
         for kept in (self.root / ANSWERS, *self.root.glob(".*.scratch")):
             shutil.rmtree(kept, ignore_errors=True)
         for manifest in self.root.glob(f"*/{MANIFEST}"):
             shutil.rmtree(manifest.parent)
 
-    def manifest(self, name: str) -> dict:
+    def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of a finished stage."""
         return json_object(self.root / name / MANIFEST)
 
@@ -253,4 +254,4 @@ def _first_difference(before: Any, now: Any) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."
+    return text if len(text) <= 24 else text[:12] + "..."  # a hash of 64 digits says no more than its first twelve

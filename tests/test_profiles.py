@@ -1,6 +1,8 @@
 """The dial: what sets it, what it refuses, and that every profile for a GPU trains as far as a CPU can try it."""
 
 import math
+import re
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_base, lora, save_adapter
 from dpo_kit.models.memory import SHAPES
 from dpo_kit.models.quantization import quantized_layers
-from dpo_kit.profiles import load_profile, parse_overrides, profile_names
+from dpo_kit.profiles import ROOT, Loss, Profile, load_profile, parse_overrides, profile_names
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 from dpo_kit.training.dpo import train_dpo
 from dpo_kit.training.metrics_log import read_log
@@ -199,3 +201,18 @@ def pair_of(question, chosen, rejected):
         prompt=prompt, **dict(zip(("chosen", "rejected"), sides, strict=True)),
         verdict=Verdict(winner="a", judge="test", reason="is right"),
     )  # fmt: skip
+
+
+def test_the_page_on_training_names_every_loss_and_only_settings_that_exist():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:model|sft|dpo)\.[a-z_]+)`", page) + re.findall(
+        r"--set '?((?:model|sft|dpo)\.[a-z_]+)=", page
+    )
+    known = {
+        f"{table}.{field.alias or name}"
+        for table in ("model", "sft", "dpo")
+        for name, field in Profile.model_fields[table].annotation.model_fields.items()
+    }
+    assert named
+    assert set(named) <= known
+    assert {name for name in re.findall(r"`([a-z_]+)`", page) if name in get_args(Loss)} == set(get_args(Loss))

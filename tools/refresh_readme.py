@@ -1,4 +1,4 @@
-"""Make README.md show the numbers of a run that was made.
+"""Put the numbers and the picture of a finished run into README.md.
 
     python -m tools.refresh_readme [WORKDIR]        default runs/tiny
 
@@ -31,7 +31,10 @@ MARKERS = re.compile(r"(<!-- result -->\n).*?(<!-- /result -->)", re.DOTALL)
 
 
 def main(workdir: Path) -> None:
-    """Refresh from a finished run."""
+    """Copy the report and the log of the run in `workdir`, draw the picture, and replace the table in README.md.
+
+    Raises SystemExit where no Chromium is installed, because nothing else draws the picture.
+    """
     KEPT.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(workdir / "report.json", KEPT / "report.json")
     shutil.copyfile(workdir / "dpo" / "log.jsonl", KEPT / "dpo_log.jsonl")
@@ -45,7 +48,7 @@ def main(workdir: Path) -> None:
 
 
 def overview(report: Report, log: list[dict]) -> go.Figure:
-    """A run in one picture: the mean scores of the arms beside DPO's margin and KL over its steps."""
+    """A figure of one run: at the left the mean scores of the arms, at the right DPO's margin and KL over its steps."""
     figure = make_subplots(
         rows=1, cols=2, horizontal_spacing=0.1,
         subplot_titles=("mean score on held-out prompts", "over DPO steps: reward margin, and KL in nats"),
@@ -61,7 +64,7 @@ def overview(report: Report, log: list[dict]) -> go.Figure:
 
 
 def result_block(report: Report) -> str:
-    """The table and the pairwise result of the run, in Markdown, as README.md shows them."""
+    """The table of metrics and the sentence on wins and losses, in Markdown, as README.md shows them."""
     return f"{markdown_table(report.metrics)}\n\n{pairwise_sentence(report.pairwise)}\n"
 
 

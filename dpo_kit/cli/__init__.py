@@ -30,11 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     command = COMMANDS[arguments.command]
     try:
+        # a library may print, and standard output belongs to the JSON object alone
         with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
             result = getattr(command, arguments.command)(arguments)
         if not arguments.json:
             command.show(result, arguments)
-        code = 1 if result.get("blocking") else 0
+        code = 1 if result.get("blocking") else 0  # only the audit says "blocking"
     except DpoKitError as error:
         print(f"error: {error}", file=sys.stderr)
         result, code = {"error": str(error)}, 2
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{stopped}", file=sys.stderr)
         result, code = {"error": stopped}, 130
     if arguments.json:
+        # JSON has no NaN: better to fail than to write what no other program reads
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return code
 
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="dpo_kit", description=__doc__.split("\n")[0])
     commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, module in COMMANDS.items():
-        said = module.__doc__.split("\n")[0].partition(": ")[2]
+        said = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
         command = commands.add_parser(name, help=said, description=said)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print the result as one JSON object")

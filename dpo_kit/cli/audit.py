@@ -21,6 +21,7 @@ def audit(arguments: argparse.Namespace) -> dict[str, Any]:
     Returns `AuditReport.to_json()` with `blocking` (whether a fault is beyond doubt) and `notes` (what became of the
     file's rows).
     """
+    # imported here, so that the help of a command does not wait for its libraries
     from dpo_kit.jsonl import write_pairs
     from dpo_kit.preferences.audit import audit_pairs
     from dpo_kit.preferences.audit.tokens import load_tokenizer
@@ -45,4 +46,5 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     console = Console()
     console.print(audit_table(result))
     for note in result["notes"]:
+        # a note may quote the data, and brackets in it are no markup
         console.print(note, markup=False, highlight=False)

@@ -5,11 +5,11 @@ come, so the same command goes on where it stopped. What an endpoint did not ans
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs
@@ -18,9 +18,9 @@ from dpo_kit.profiles import JudgeSettings, Profile, parse_overrides
 from dpo_kit.records import PreferencePair, Prompt, Response
 
 if TYPE_CHECKING:
-    from dpo_kit.evaluation.arms import Answerer, Answers
+    from dpo_kit.evaluation.arms import Answerer, Answers, ModelArm
     from dpo_kit.evaluation.results import Report
-    from dpo_kit.evaluation.scoring import Score
+    from dpo_kit.evaluation.scoring import Rate, Score
     from dpo_kit.models.generation import Sampling
     from dpo_kit.preferences.judges import Judge
 
@@ -106,14 +106,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     own = load_score(arguments.score) if arguments.score else None
     score = own or (rubric.score if rubric.applies_to(prompts) else None)
     settings, told = _judge_settings(arguments, profile, prompts)
-    judge = None if arguments.judge == "person" else _judge(arguments, settings, own)
-    rate = _rate(arguments, settings)
+    judge, rate = _judge(arguments, settings, own)
 
     store = Store(arguments.out / "answers.sqlite", Answer)
     answers = answer_all(list(arms.values()), prompts, samplings, store, again=primary[1] if judge else None,
                          again_prompts=arguments.controls)  # fmt: skip
     if arguments.judge == "person":
-        judge = _person(arguments, prompts, answers, primary, samplings[0], settings.criteria)
+        judge = _person(arguments, prompts, answers, primary, samplings[0], settings.criteria if settings else "")
     temperature, twice = samplings[0].temperature, _kind(arguments, settings) not in NOT_ASKED_TWICE
     responses = answers.responses
     report = evaluate_answers(
@@ -189,6 +188,7 @@ def _primary(chosen: Sequence[str] | None, names: list[str]) -> tuple[str, str]:
         raise DpoKitError(f"--primary: {chosen[0]} is compared with itself; name two arms")
     if chosen:
         return chosen[0], chosen[1]
+    # the arms of the workbook, or else the last against the one before it
     return ("dpo", "sft") if {"dpo", "sft"} <= set(names) else (names[-1], names[-2])
 
 
@@ -207,6 +207,7 @@ def _samplings(
     if samples > 1 and not temperature:
         raise DpoKitError(f"--samples {samples}: at temperature 0 all of them would be the same answer")
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    # other seeds give other samples of the same prompt
     drawn = [Sampling(temperature, seed + i, **limits) for i in range(samples)]
     return [*drawn, Sampling(0.0, seed, **limits)] if temperature and greedy_too else drawn
 
@@ -241,25 +242,30 @@ def _judge_settings(
     if kind in ("score", "none"):
         return None, []
     asked = {"model": arguments.judge_model, "base_url": arguments.judge_url, "max_dollars": arguments.max_dollars}
+    # both orders, whatever the profile says: an order can decide a verdict
     given = {"both_orders": True, **{key: value for key, value in asked.items() if value is not None}, **criteria}
     named = {} if kind == "person" else {"kind": kind}
     return JudgeSettings(**{**profile.judge.model_dump(), **given, **named}), []
 
 
-def _judge(arguments: argparse.Namespace, settings: JudgeSettings | None, own: "Score | None") -> "Judge | None":
-    """The judge, asked in both orders; None where nobody judges."""
+def _judge(
+    arguments: argparse.Namespace, settings: JudgeSettings | None, own: "Score | None"
+) -> "tuple[Judge | None, Rate | None]":
+    """The judge, asked in both orders, and the function that rates single answers; None where nobody does."""
     from dpo_kit.evaluation.own_score import score_judge
+    from dpo_kit.preferences.judges import both_orders
+    from dpo_kit.preferences.judges.llm import JudgeClient, llm_judge, llm_score
     from dpo_kit.triage.judges import judge_in_world, rubric_judge
 
-    if arguments.judge == "score":
-        return score_judge(own)
-    return settings and judge_in_world(settings, rubric_judge(), arguments.out / "judge.sqlite", arguments.seed)
-
-
-def _rate(arguments: argparse.Namespace, settings: JudgeSettings | None) -> Callable | None:
-    from dpo_kit.preferences.judges.llm import JudgeClient, llm_score
-
-    return llm_score(JudgeClient(settings, arguments.out / "judge.sqlite")) if arguments.rate else None
+    if arguments.judge == "score" and own:
+        return score_judge(own), None
+    if arguments.judge == "person" or settings is None:
+        return None, None  # a person is asked when the answers are there
+    cache = arguments.out / "judge.sqlite"
+    if settings.kind in LANGUAGE_MODELS:
+        client = JudgeClient(settings, cache)  # one for both, because a client has a budget of its own
+        return both_orders(llm_judge(client)), llm_score(client) if arguments.rate else None
+    return judge_in_world(settings, rubric_judge(), cache, arguments.seed), None
 
 
 def _person(
@@ -270,7 +276,7 @@ def _person(
     from dpo_kit.preferences.person import ask_person
 
     first: dict[str, dict[str, Response]] = {arm: {} for arm in primary}
-    for response in sorted(answers.responses, key=lambda r: r.seed):
+    for response in sorted(answers.responses, key=lambda r: r.seed or 0):
         if response.arm in first and response.temperature == sampling.temperature:
             first[response.arm].setdefault(response.prompt_id, response)
     treated, control = (first[arm] for arm in primary)
@@ -303,7 +309,7 @@ def _with_heuristics(
 
 def _with_weights(
     arms: "dict[str, Answerer]", primary: tuple[str, str], held_out: Sequence[PreferencePair]
-) -> "list[Answerer]":
+) -> "list[ModelArm]":
     """The arms whose implicit rewards are measured, against the primary control. Raises DpoKitError for none."""
     from dpo_kit.evaluation.arms import ModelArm
 
@@ -322,7 +328,7 @@ def _with_weights(
 
 
 def _with_weights_measured(
-    report: "Report", arguments: argparse.Namespace, arms: "dict[str, Answerer]", measured: "list[Answerer]",
+    report: "Report", arguments: argparse.Namespace, arms: "dict[str, Answerer]", measured: "list[ModelArm]",
     held_out: Sequence[PreferencePair], profile: Profile, store: Any,
 ) -> "Report":  # fmt: skip
     """The report with implicit rewards on held-out pairs and the regression suite, where they were asked for."""
@@ -332,10 +338,10 @@ def _with_weights_measured(
     from dpo_kit.training.release import answer_logps
 
     treated, control = (arms[name] for name in report.primary)
-    typed = "beta" in _typed(arguments).get("dpo", {})
+    typed, beta = "beta" in _typed(arguments).get("dpo", {}), profile.dpo.beta
     rewards = [
         held_out_rewards(
-            arm, control, held_out, profile.dpo.beta if typed else beta_of(arm.folder, profile.dpo.beta), answer_logps
+            arm, cast("ModelArm", control), held_out, beta if typed else beta_of(arm.folder, beta), answer_logps
         )
         for arm in measured
     ]

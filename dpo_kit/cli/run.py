@@ -31,6 +31,6 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     from dpo_kit.evaluation.results import from_data
     from dpo_kit.views.tables import print_report
 
-    page = result.pop("html")
+    page = result.pop("html")  # the rest is the report alone, as `from_data` takes it
     print_report(from_data(result))
     print(f"\nreport: {page}")

@@ -9,7 +9,7 @@ import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.profiles import Profile, load_profile, parse_overrides
@@ -117,6 +117,7 @@ def plan_pairs(profile: Profile) -> dict[str, Any]:
     Raises DpoKitError where a file or folder is not there or holds no pairs.
     """
     data, rows = profile.data, None
+    count: int | None
     if not data.external:
         count, notes = profile.pairs.prompts, [f"at most {profile.pairs.prompts}, sampled from the SFT arm and judged"]
     elif not Path(data.pairs).exists() and HUB_ID.fullmatch(data.pairs):
@@ -150,7 +151,7 @@ def _show_memory(planned: dict[str, Any]) -> None:
     """Print the larger of the two stages, part by part, and what fits the card at hand."""
     stage, parts = max(planned["memory"].items(), key=lambda item: sum(item[1].values()))
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
-    total = sum(parts.values()) / 1e9
+    total = sum(parts.values()) / 1e9  # GB of 10^9 bytes
     print(f"memory: {planned['model']} needs about {total:.2f} GB on a GPU, for {stage} ({listed})")
     if planned["free_bytes"] is not None:
         fitting = ", ".join(planned["fitting_profiles"]) or "none"
@@ -166,7 +167,9 @@ def plan_hours(profile: Profile, pairs: int | None) -> dict[str, float]:
 
     if pairs is None:
         return {}
+    # measured here and now, because the load of a machine changes its speed
     speed, demonstrations = calibrate(profile), profile.sft.demonstrations
-    rows = {"sft": min(demonstrations, pairs) if profile.data.external else demonstrations, "dpo": 2 * pairs}
+    shown = min(demonstrations, pairs) if profile.data.external else demonstrations
+    rows: dict[Literal["sft", "dpo"], int] = {"sft": shown, "dpo": 2 * pairs}
     tokens = {stage: count * profile.model.max_length for stage, count in rows.items()}
     return {stage: speed.seconds(profile, stage, count) / 3600 for stage, count in tokens.items()}

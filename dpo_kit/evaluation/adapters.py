@@ -18,7 +18,7 @@ from dpo_kit.profiles import Profile, load_profile, profile_names
 
 # settings of the table `model` that shape an adapter or its training, and not what its arm answers
 OF_TRAINING = {"lora_r", "lora_alpha", "lora_targets", "rslora", "dora", "checkpointing", "checkpoint_layers"}
-Overrides = Mapping[str, Mapping[str, Any]]  # table -> key -> value, as the command line sets it
+Overrides = Mapping[str, dict[str, Any]]  # table -> key -> value, as the command line sets it
 
 
 def profile_of_adapters(folders: Iterable[Path], name: str | None, typed: Overrides) -> Profile:

@@ -234,5 +234,5 @@ def parse_arm(text: str, base: Base) -> Answerer:
     is_model = (path / "config.json").is_file()
     if not is_model and (path.exists() or not re.fullmatch(r"[\w.-]*\w(/[\w.-]*\w)?", spec)):
         raise DpoKitError(f"arm {text!r}: no adapter, model, endpoint or .jsonl is there; check the path")
-    model = base.profile.model.model_copy(update={"path": str(path.resolve()) if is_model else spec})
-    return Base(base.profile.model_copy(update={"model": model}), shared=False).arm(name)
+    settings = base.profile.model.model_copy(update={"path": str(path.resolve()) if is_model else spec})
+    return Base(base.profile.model_copy(update={"model": settings}), shared=False).arm(name)

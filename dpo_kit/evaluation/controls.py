@@ -51,7 +51,9 @@ def run_controls(
 
     swapped = [random.Random(f"labels/{seed}/{prompt.id}").random() < 0.5 for prompt in prompts]
     first = [c if swap else t for t, c, swap in zip(treated, control, swapped, strict=True)]
+    # the two sides under the other name
     second = [t if swap else c for t, c, swap in zip(treated, control, swapped, strict=True)]
+    # the answer of median length: neither its length nor its content was chosen
     constant = [sorted(control, key=len)[len(control) // 2]] * len(prompts)
     halves, padded = [text[: len(text) // 2] for text in control], [text + PADDING for text in control]
     asked = [

@@ -42,7 +42,9 @@ def evaluate_answers(
     and its `versions`; the other arguments are those of `compare`. Raises DpoKitError as `compare` does.
     """
     settings = {"arms": arms, "primary": primary, "rate": rate, "trained_on": trained_on, "workers": workers}
+    # the sampled answers, which the controls rest on
     drawn = [response for response in responses if response.temperature == temperature]
+    # none where all answers are greedy: they are the drawn ones then
     greedy = [response for response in responses if response.temperature == 0 != temperature]
     compared = compare(prompts, drawn, score, judge, reasons=reasons, **settings)
     asked = judge if controlled != 0 else None

@@ -59,7 +59,7 @@ def _columns(prompts: Sequence[Prompt], responses: Sequence[Response]) -> dict[s
     grams = {id(r): set(_grams(r.text, 2)) for r in responses}
     # by bigram the number of prompts in whose answers it stands: what is said to one, and what is said to many
     prompts_with = Counter(gram for _, gram in {(r.prompt_id, gram) for r in responses for gram in grams[id(r)]})
-    values = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for response in responses:
         found = measure(asked[response.prompt_id], response)
         own = grams[id(response)]
@@ -148,13 +148,13 @@ def _warnings(metrics: Mapping[str, Metric], primary: tuple[str, str]) -> list[s
             told.append(f"only {share:.0%} of {arm}'s answers ended by themselves; the others were cut off at the "
                         "length limit (--max-new-tokens)")  # fmt: skip
     treated, control = (stops.get(arm) for arm in primary)
-    if None not in (treated, control) and abs(treated - control) > STOPS_DIFFER:
+    if treated is not None and control is not None and abs(treated - control) > STOPS_DIFFER:
         told.append(
             f"{treated:.0%} of {primary[0]}'s answers ended by themselves and {control:.0%} of {primary[1]}'s: "
             "what is compared are answers that were cut off against answers that were not"
         )
     treated, control = (words.get(arm) for arm in primary)
-    if None not in (treated, control) and max(treated, control) > LENGTHS_DIFFER * min(treated, control):
+    if treated is not None and control is not None and max(treated, control) > LENGTHS_DIFFER * min(treated, control):
         told.append(
             f"answers differ much in length: {primary[0]} has {treated:.0f} words on average, {primary[1]} "
             f"{control:.0f}; many judges prefer the longer answer whatever it says"

@@ -4,9 +4,9 @@ The file is executed with all rights of the user, so its path comes from what wa
 a record, a profile or a data set.
 """
 
-import importlib.util
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.scoring import Score, checked
@@ -27,10 +27,9 @@ def load_score(named: str) -> Score:
         raise DpoKitError(f"--score {named}: write file.py:function, the path of a Python file and a function in it")
     if not path.is_file():
         raise DpoKitError(f"--score {named}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"own_score_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"own_score_{path.stem}")
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except Exception as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise DpoKitError(f"{path}{line}: executing it failed: {type(error).__name__}: {error}; repair it") from error

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,10 @@ def regression_suite(
     sampling, columns = Sampling(0.0, 0, max_new_tokens, batch_size), {}
     for arm in (before, after):
         measured: dict[str, dict[str, float]] = defaultdict(dict)
-        if hasattr(arm, "weights"):
+        if weights := getattr(arm, "weights", None):
             rows = read_jsonl(TEXT)
-            losses = bits_per_byte(*arm.weights(), [row["text"] for row in rows])
+            loaded, name = weights()
+            losses = bits_per_byte(loaded, name, [row["text"] for row in rows])
             measured["log_loss"] = {row["id"]: loss for row, loss in zip(rows, losses, strict=True)}
         for task, answer in zip(tasks, arm.answer(prompts, sampling, store), strict=True):
             if isinstance(answer, Response):
@@ -91,7 +92,10 @@ def passed(check: str, expected: Any, answer: str) -> bool:
     Raises KeyError for an unknown check.
     """
     text = answer.rpartition("</think>")[2].strip()
-    return {"equals": _equals, "number": _number, "json": _json, "pattern": _pattern}[check](expected, text)
+    checks: dict[str, Callable[[Any, str], bool]] = {
+        "equals": _equals, "number": _number, "json": _json, "pattern": _pattern,
+    }  # fmt: skip
+    return checks[check](expected, text)
 
 
 def _equals(expected: str, text: str) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.records import PreferencePair, Prompt, Verdict
@@ -37,6 +38,7 @@ def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Callable[[Prom
     name = getattr(score, "__name__", "score")
 
     def checking(prompt: Prompt, text: str) -> dict[str, float]:
+        # a metric with chance in it would give another table each time
         first, second = (_call(name, score, prompt, text) for _ in range(2))
         if first.keys() != second.keys():
             raise DpoKitError(f"metric {name} names different metrics when asked again, prompt {prompt.id}")
@@ -83,13 +85,12 @@ def unjudged_because(verdicts: Iterable[Verdict]) -> dict[str, int]:
 
 
 def _rating(score: float | None, reason: str) -> Rating:
-    usable = isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5
-    if usable:
+    if isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5:
         return Rating(float(score), reason)
     return Rating(None, reason if score is None else f"score {score!r} is not on the scale 1 to 5: {reason}")
 
 
-def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, object]:
+def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, Any]:
     try:
         given = score(prompt, text)
     except DpoKitError:
@@ -102,7 +103,7 @@ def _call(name: str, score: Score, prompt: Prompt, text: str) -> Mapping[str, ob
     return given if isinstance(given, Mapping) else {name: given}
 
 
-def _agreed(name: str, first: object, second: object, prompt: Prompt, low: float, high: float) -> float:
+def _agreed(name: str, first: Any, second: Any, prompt: Prompt, low: float, high: float) -> float:
     """`first` as a float where it is a usable number and `second` is the same."""
     for value in (first, second):
         try:

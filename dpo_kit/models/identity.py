@@ -35,7 +35,7 @@ def base_fingerprint(base: "str | nn.Module") -> dict[str, str] | None:
     `base` is a folder, a Hub id, or a model that was loaded from one, with or without adapters on it. None where it has
     no files here.
     """
-    folder = _folder(base)
+    folder = folder_of(base)
     if folder is None:
         return None
     weights, settings = hashlib.sha256(), hashlib.sha256()
@@ -79,7 +79,7 @@ def check_fingerprint(model: "nn.Module", adapter: Path) -> None:
     if differing:
         raise DpoKitError(
             f"{adapter}: this adapter was trained on another base, whose {' and '.join(differing)} differ from that of "
-            f"{_folder(model)}; load the base it was trained on, or train it on this one"
+            f"{folder_of(model)}; load the base it was trained on, or train it on this one"
         )
 
 
@@ -120,7 +120,7 @@ def check_shipped_model(folder: Path) -> None:
 # ---- in memory --------------------------------------------------------------------------------------------------
 
 
-def model_identity(model: "nn.Module", adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
+def model_identity(model: Any, adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
     """A hash of all that decides what a model computes: its frozen weights, `adapter` on them, and `context`.
 
     Other adapters do not enter. `frozen` is what `frozen_identity` gave before, because it reads gigabytes; `context`
@@ -164,7 +164,8 @@ def _without_adapters(model: Any) -> Any:
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
-def _folder(base: Any) -> Path | None:
+def folder_of(base: "str | nn.Module") -> Path | None:
+    """The folder with a base's files, of a folder, a Hub id or a model; None where they are not on this machine."""
     from huggingface_hub import snapshot_download
 
     name = base if isinstance(base, str) else _without_adapters(base).config.name_or_path

@@ -30,18 +30,12 @@ def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prom
     The sequence KL is the expectation, over the policy's own answers, of the sum of the per-token KLs
     (arXiv 2504.10637). Log-ratios on the answers of a fixed data set are not a KL.
     """
-    return kl_of_answers(
-        arms, policy, reference, prompts, sample_ids(arms, policy, prompts, sampling), sampling.batch_size
-    )
+    answers = sample_ids(arms, policy, prompts, sampling)
+    return kl_of_answers(arms, policy, reference, prompts, answers, sampling.batch_size)
 
 
 def kl_of_answers(
-    arms: Arms,
-    policy: str,
-    reference: str,
-    prompts: Sequence[Prompt],
-    tails: Sequence[list[int]],
-    batch_size: int,
+    arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], tails: Sequence[list[int]], batch_size: int
 ) -> KlEstimate:
     """`on_policy_kl` on answers at hand: token ids that the policy itself drew for `prompts` at temperature 1."""
     heads = [prompt_ids(arms.tokenizer, prompt) for prompt in prompts]

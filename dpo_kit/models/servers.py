@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -141,9 +142,9 @@ class Server:
         self._key = SecretStr(key)  # which no traceback and no log shows
         headers = {"Content-Type": "application/json"}
         if kind == "anthropic":
-            headers |= {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
-        elif key:
-            headers["Authorization"] = f"Bearer {key}"
+            headers["anthropic-version"] = "2023-06-01"
+        if key:
+            headers |= {"x-api-key": key} if kind == "anthropic" else {"Authorization": f"Bearer {key}"}
         self._client = httpx.Client(headers=headers, timeout=timeout)
         self._structured = True  # until it refuses a schema
         self._reached = False
@@ -227,7 +228,7 @@ class Server:
             if system := "\n\n".join(m["content"] for m in messages if m["role"] == "system"):
                 said["system"] = system
             messages = [message for message in messages if message["role"] != "system"]
-            shape = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+            shape: dict[str, Any] = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
         else:
             if self._variable in VENDOR_KEYS.values():  # OpenAI's newer models refuse the name that all others know
                 said["max_completion_tokens"] = said.pop("max_tokens")
@@ -237,24 +238,26 @@ class Server:
 
     def _send(self, body: dict[str, Any]) -> Completion:
         path = "/v1/messages" if self.kind == "anthropic" else "/chat/completions"
-        failure, reply = None, None
+        failure = None
         try:  # ASCII, because JSON's escapes carry even half a surrogate pair
             reply = self._client.post(self.url.rstrip("/") + path, content=json.dumps(body))
         except httpx.HTTPError as error:
             failure = self._lost(error)
-        if failure or not reply.is_success:
-            raise failure or self._refusal(reply)  # outside of `except`: the library's exception is no context of it
+        if failure:
+            raise failure  # outside of `except`: the library's exception is no context of it
+        assert reply is not None, "a request has failed or was replied to"
+        if not reply.is_success:
+            raise self._refusal(reply)
         try:
             return (_read_anthropic if self.kind == "anthropic" else _read_openai)(json.loads(reply.content))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise Failed(MALFORMED, billed=True, status=200) from None
 
     def _lost(self, error: Exception) -> Failed:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Failed("the connection failed", again=True, status=0)
-        if isinstance(error, httpx.TimeoutException):
-            return Failed(f"no reply within {self.timeout:g} s", again=True, billed=True)
-        return Failed("the connection failed", again=True, billed=True)
+        made = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        late = made and isinstance(error, httpx.TimeoutException)
+        reason = f"no reply within {self.timeout:g} s" if late else "the connection failed"
+        return Failed(reason, again=True, billed=made, status=None if made else 0)
 
     def _refusal(self, reply: httpx.Response) -> Exception:
         status = reply.status_code
@@ -345,11 +348,7 @@ def _completion(text: Any, end: str, read: Any, written: Any) -> Completion:
 def _retry_after(headers: Any) -> float | None:
     """Seconds to wait as the server asks: a number, or the time left until a date (RFC 9110, 10.2.3)."""
     asked = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
-        return None
+    for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
+        with suppress(ValueError):
+            return max(0.0, read(asked))
+    return None

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.judges import MIRROR, Judge
+from dpo_kit.preferences.judges import Judge
 from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
 from dpo_kit.records import Prompt, Response, Verdict
 from dpo_kit.visible import reveal
 
 WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"}
-KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
+KEYS: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
 HELP = "[a] A is better  [b] B is better  [t] tie  [s] skip  [u] undo the last  [q] stop here: "
 
 
@@ -58,7 +58,8 @@ class Annotator:
         if item is None or item.id != item_id:
             return "That pair has its label already."
         order = self.order(item)
-        choice = side if side in ("tie", "skip") or order == "ab" else MIRROR[side]
+        mirrored: dict[Choice, Choice] = {"a": "b", "b": "a"}
+        choice = side if order == "ab" else mirrored.get(side, side)
         added = self.labels.add(self.name, item, choice, order, note.strip())
         return f"Saved: {WORDS[side]}." if added else "That pair has its label already."
 

@@ -241,7 +241,7 @@ def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profil
         name, tables = _own_profile(Path(name).expanduser())
     else:
         tables = _shipped(name)
-    for given in (_from_environment(), overrides):
+    for given in (_from_environment(), overrides):  # the later one wins: what was typed last is what was meant
         for table, values in given.items():
             if table not in TABLES:
                 raise DpoKitError(f"profile {name}: unknown table {table!r}{_nearest(table, TABLES)}")
@@ -305,16 +305,17 @@ def _from_environment() -> dict[str, dict[str, Any]]:
 
 def _value(text: str) -> Any:
     try:
+        # so that 0.05, true and [1, 2] mean what they mean in the file
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _explain(error: ValidationError, tables: dict[str, dict]) -> str:
+def _explain(error: ValidationError, tables: dict[str, dict[str, Any]]) -> str:
     first = error.errors()[0]
     table, *rest = map(str, first["loc"])
     if first["type"] == "extra_forbidden" and rest:
-        known = list(Profile.model_fields[table].annotation.model_fields)
+        known = list(getattr(Profile.model_fields[table].annotation, "model_fields", ()))
         return f"unknown key {table}.{rest[0]}{_nearest(rest[0], known)}"
     if first["type"] == "value_error":
         return f"table {table}: {first['msg'].removeprefix('Value error, ')}"
@@ -322,5 +323,5 @@ def _explain(error: ValidationError, tables: dict[str, dict]) -> str:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1)  # a slip of the finger is the usual cause
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

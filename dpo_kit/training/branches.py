@@ -224,7 +224,9 @@ def _varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
-def same_attention(one: Callable, other: Callable, device: torch.device, dtype: torch.dtype) -> bool:
+def same_attention(
+    one: Callable[..., Any], other: Callable[..., Any], device: torch.device, dtype: torch.dtype
+) -> bool:
     """Whether two attentions give the same result and gradients on one small pair, up to rounding in 16 bits."""
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 0]], device=device)
     branches = Branches.of(ids, (ids > 0).long())

@@ -23,14 +23,14 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path):
         self.path = path
-        self._subscribers: list[Callable[[dict], None]] = []
+        self._subscribers: list[Callable[[dict[str, Any]], None]] = []
         path.unlink(missing_ok=True)
 
-    def subscribe(self, on_row: Callable[[dict], None]) -> None:
+    def subscribe(self, on_row: Callable[[dict[str, Any]], None]) -> None:
         """Call `on_row(row)` after every row, in the thread that trains. Whoever raises is not called again."""
         self._subscribers.append(on_row)
 
-    def write(self, row: dict) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Append a row, flush it to the disk, call the subscribers. Raises DpoKitError where it cannot be written."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -49,7 +49,7 @@ class MetricsLog(TrainerCallback):
         for row in read_log(self.path):
             self._tell(row)
 
-    def _tell(self, row: dict) -> None:
+    def _tell(self, row: dict[str, Any]) -> None:
         for on_row in list(self._subscribers):
             try:
                 on_row(row)
@@ -98,7 +98,7 @@ def attach(trainer: Trainer, path: Path, label: str, callbacks: Sequence[Any] = 
     return log
 
 
-def read_log(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics log, or of the `trainer_state.json` of a stock trainer (its path, or that of its folder).
 
     A last line that was cut off while it was written is left out.
@@ -118,7 +118,7 @@ def read_log(path: Path) -> list[dict]:
     return _complete_rows(text)
 
 
-def _complete_rows(text: str) -> list[dict]:
+def _complete_rows(text: str) -> list[dict[str, Any]]:
     rows = []
     for line in text.splitlines():
         try:
@@ -128,6 +128,6 @@ def _complete_rows(text: str) -> list[dict]:
     return rows
 
 
-def last_values(log: Sequence[dict]) -> dict[str, float]:
+def last_values(log: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The last value of each metric of a log that is a number."""
     return {name: value for row in log for name, value in row.items() if isinstance(value, (int, float))}

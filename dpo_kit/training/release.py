@@ -9,7 +9,6 @@ on NF4 weights fits the dequantised weights; the weights of the unquantised base
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,16 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import json_object, write_atomically
 from dpo_kit.jsonl import read_pairs
-from dpo_kit.models.identity import FINGERPRINT, write_record
-from dpo_kit.models.loading import Arms, add_adapter, load_arms, load_base
+from dpo_kit.models.identity import FINGERPRINT, folder_of, write_record
+from dpo_kit.models.loading import Arms, load_arms
+from dpo_kit.models.quantization import quantized_layers
 from dpo_kit.models.tokens import pad_completions, prompt_ids
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair
+from dpo_kit.training.merging import write_merged
 from dpo_kit.training.metrics_log import read_log
 from dpo_kit.training.trainers import LOG, OTHER_MACHINE, PROBE_ROWS
 
@@ -144,28 +145,29 @@ def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) ->
 
 
 def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePair], folder: Path) -> list[Merged]:
-    """Write two models with W + (alpha / r) B A in place of W: one from the unquantised base, one from the dequantised.
+    """Write two models with W + s B A in place of W: one from the unquantised base, one from the dequantised.
 
-    Their log-probs are compared with the adapter's on `pairs`. An unquantised profile has one base, so one merge.
+    Their log-probs are compared with the adapter's on `pairs`, on the CPU, because a card on which the training fitted
+    may be too small for them. An unquantised profile has one base, so one merge. Raises DpoKitError where the base's
+    files are not on this machine, and as `write_merged` does.
     """
+    source = folder_of(profile.model_path)
+    if source is None or not any(source.glob("*.safetensors")):
+        raise DpoKitError(f"{profile.model_path}: no safetensors weights are here to merge into; download them first")
     arms = load_arms(profile, {"dpo": adapter})
     expected = answer_logps(arms, "dpo", pairs)  # (2B,)
     sides = [(pair, side.text) for pair in pairs for side in (pair.chosen, pair.rejected)]
     tokens = sum(len(_ids(arms.tokenizer, *side)[1]) for side in sides) / len(sides)
-    del arms  # its memory is needed for the next base
-    plain = profile.model_copy(update={"model": profile.model.model_copy(update={"quantize": "none"})})
-    rows = []
-    for base in ("unquantised", "dequantised") if profile.model.quantize == "nf4" else ("unquantised",):
-        model, tokenizer = load_base(plain if base == "unquantised" else profile)
-        if base == "dequantised":
-            with warnings.catch_warnings():  # transformers warns that these are not the original weights
-                warnings.simplefilter("ignore")
-                model = model.dequantize(dtype=getattr(torch, profile.model.compute_dtype))
-        model = add_adapter(model, "default", adapter).merge_and_unload()
-        model.config.use_cache = True
-        model.save_pretrained(folder / base)
-        tokenizer.save_pretrained(folder / base)
-        differences = (answer_logps(Arms(model, tokenizer), "base", pairs) - expected).abs()
+    layers = {id(layer) for layer in quantized_layers(arms.model)}
+    named = arms.model.get_base_model().named_modules()
+    coarse = {f"{name.removesuffix('.base_layer')}.weight" for name, layer in named if id(layer) in layers}
+    del arms  # its memory is needed for the merged models
+    dtype, rows = getattr(torch, profile.model.compute_dtype), []
+    for base in ("unquantised", "dequantised") if coarse else ("unquantised",):
+        write_merged(source, adapter, folder / base, dtype, coarse if base == "dequantised" else frozenset())
+        model = AutoModelForCausalLM.from_pretrained(folder / base, dtype=dtype, use_safetensors=True)
+        merged = Arms(model, AutoTokenizer.from_pretrained(folder / base))
+        differences = (answer_logps(merged, "base", pairs) - expected).abs()
         mean = differences.mean().item()
         rows.append(Merged(base, mean, differences.max().item(), mean / tokens))
     return rows

@@ -61,7 +61,7 @@ def build(folder: Path, recipe: Recipe = Recipe()) -> dict:
     tokenizer = train_tokenizer(recipe)
     model = new_model(recipe, tokenizer)
     curve = pretrain(model, tokenizer, recipe, folder)
-    model.config.use_cache = True
+    model.config.use_cache = True  # it was off in training, and generation needs it
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     manifest = {
@@ -100,7 +100,7 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with random weights, in fp32."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the weights are drawn in the next lines
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads, intermediate_size=recipe.intermediate,
@@ -116,8 +116,8 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[
     row: list[list[int]] = []
     room = recipe.row_tokens
     for document in documents(recipe.seed):
-        ids = encode(document, tokenizer)[: recipe.row_tokens]
-        if len(ids) > room:
+        ids = encode(document, tokenizer)[: recipe.row_tokens]  # what is longer than a row loses its end
+        if len(ids) > room:  # the row is full: a document never continues in the next one
             yield row
             row, room = [], recipe.row_tokens
         row, room = [*row, ids], room - len(ids)
@@ -156,8 +156,10 @@ def _collate(rows: list[list[list[int]]], tokenizer: PreTrainedTokenizerFast) ->
     for row in rows:
         padding = width - sum(map(len, row))
         ids.append([i for document in row for i in document] + [tokenizer.pad_token_id] * padding)
+        # begins at 0 with each document
         positions.append([i for document in row for i in range(len(document))] + [0] * padding)
     ids, positions = torch.tensor(ids), torch.tensor(positions)
+    # the first token of a document follows from nothing before it
     labels = ids.masked_fill((ids == tokenizer.pad_token_id) | (positions == 0), -100)
     return {"input_ids": ids, "position_ids": positions, "labels": labels}
 

@@ -43,7 +43,7 @@ def dossier(incident: Incident, rng: random.Random) -> str:
         f"Summary: {incident.summary}",
         f"Closed: {incident.symptom.action}.",
     ]
-    rng.shuffle(entries)
+    rng.shuffle(entries)  # facts must be found, not counted off by their place
     return "\n".join(entries)
 
 
@@ -60,7 +60,7 @@ def handbook(incident: Incident, rng: random.Random) -> str:
     share = incident.share
     rules = [
         f"If a service {rng.choice(s.reported)} for {share}% of users it is {severity(s.impact, share)}: {s.action}."
-        for s in rng.sample(SYMPTOMS, 3)
+        for s in rng.sample(SYMPTOMS, 3)  # three rules a page, so that none is read without its neighbours
     ]
     return "Handbook. " + " ".join(rules)
 

@@ -60,6 +60,7 @@ def hurried_answer(incident: Incident, noise: Noise, rng: random.Random) -> str:
     """The right answer with each kind of mistake at its rate, independently."""
     severity, action = incident.severity, incident.symptom.action
     if rng.random() < noise.wrong_severity:
+        # a wrong severity is any of the other three
         severity = rng.choice([other for other in SEVERITIES if other != severity])
     if rng.random() < noise.wrong_action:
         action = rng.choice([symptom.action for symptom in SYMPTOMS if symptom.action != action])
@@ -78,6 +79,7 @@ def invent_fact(incident: Incident, rng: random.Random) -> str:
         "service": rng.choice([s for s in SERVICES if s != incident.service]),
         "region": rng.choice([r for r in REGIONS if r != incident.region]),
         "share": rng.choice([s for s in range(1, 100) if s != incident.share]),
+        # draw until the time is another one
         "time": next(t for t in iter(lambda: draw_time(rng), None) if t != incident.time),
     }
     kind = rng.choice([*false, "cause"])

@@ -90,7 +90,7 @@ class Incident:
 
 def severity(impact: int, share: int) -> str:
     """The severity rule on the sticker: `impact` 0 to 3 and `share` in percent of users."""
-    spread = (share >= 10) + (share >= 40)
+    spread = (share >= 10) + (share >= 40)  # 0, 1 or 2
     return {5: "SEV1", 4: "SEV1", 3: "SEV2", 2: "SEV3"}.get(impact + spread, "SEV4")
 
 
@@ -101,6 +101,7 @@ def format_answer(severity: str, summary: str, action: str) -> str:
 
 def is_heldout(service: str, region: str) -> bool:
     """Whether a service-region combination is kept from all training: 16 of the 128 are."""
+    # each service and each region is in training, but not each combination
     return (SERVICES.index(service) + 3 * REGIONS.index(region)) % 8 == 0
 
 
@@ -110,7 +111,7 @@ def draw_incident(rng: random.Random, split: Split) -> Incident:
         service, region = rng.choice(SERVICES), rng.choice(REGIONS)
         if is_heldout(service, region) == (split == "heldout"):
             break
-    low, high = rng.choice(((1, 9), (10, 39), (40, 99)))
+    low, high = rng.choice(((1, 9), (10, 39), (40, 99)))  # the three bands are equally likely
     return Incident(service, region, rng.choice(SYMPTOMS), rng.randint(low, high), draw_time(rng))
 
 

@@ -63,6 +63,7 @@ def simulated(
         if a == b:
             return verdict("tie", "the same text")
         draw = random.Random(f"annotator/{seed}/{prompt.id}/{sorted((a, b))!r}")
+        # drawn in any case, so that one fault does not move the draws of another
         habit, skill, coin = draw.random(), draw.random(), draw.random()
         if habit < position_bias:
             return verdict("a", "took the first, unread")

@@ -72,7 +72,7 @@ INSTRUCTION = "Triage this incident:"
 def write_report(incident: Incident, rng: random.Random, split: Split) -> str:
     """Phrase the incident as a person would; about six in ten reports also mention something that does not matter."""
     phrasing = rng.choice(TRAIN_PHRASINGS if split == "train" else HELDOUT_PHRASINGS)
-    report = _fill(phrasing, incident, rng)
+    report = _fill(phrasing, incident, rng)  # the facts stand in every report, whatever its phrasing
     if rng.random() < 0.4:
         return report
     sentences = [report, _aside(incident, rng)]
@@ -86,13 +86,14 @@ def draw_prompts(count: int, split: Split, stream: str, seed: int) -> list[Promp
 
     Held-out prompts use phrasings and service-region combinations that no training text uses.
     """
-    rng = random.Random(f"triage/{stream}/{split}/{seed}")
+    rng = random.Random(f"triage/{stream}/{split}/{seed}")  # a stream of its own, so that no draw moves another
     prompts: dict[str, Prompt] = {}
     while len(prompts) < count:
         incident = draw_incident(rng, split)
         content = f"{INSTRUCTION} {write_report(incident, rng, split)}"
         name = f"{stream}-{seed}-{len(prompts):05d}"
         message = Message(role="user", content=content)
+        # a text that was drawn before is drawn again instead
         prompts.setdefault(content, Prompt(id=name, messages=(message,), facts=incident.to_facts()))
     return list(prompts.values())
 

@@ -54,11 +54,12 @@ def format_conformance(text: str) -> float:
     labels = [line.split(":", 1)[0] for line in lines if _FIELD_LINE.fullmatch(line)]
     found = len(set(labels)) / len(FIELDS)
     tidy = len(labels) == len(lines) and labels == [field for field in FIELDS if field in labels]
-    return found if tidy else found / 2
+    return found if tidy else found / 2  # half: the labels are there, but a program could not rely on them
 
 
 def severity_match(incident: Incident, text: str) -> float:
     """1 if the one severity that the answer commits to is the true one, else 0. Naming two commits to none."""
+    # a set, so that the same severity may be named twice
     return float(set(re.findall(r"\bSEV[0-9]+\b", text)) == {incident.severity})
 
 
@@ -77,7 +78,7 @@ def faithfulness(incident: Incident, text: str) -> float:
     true = invented = 0
     for stated, fact in zip(_stated_facts(text), _true_facts(incident), strict=True):
         true += fact in stated
-        invented += len(stated - {fact})
+        invented += len(stated - {fact})  # each other value of this kind is one invention
     invented += len(_mentioned(INVENTED_CAUSES, text))
     return max(0, true - invented) / 5
 
@@ -111,5 +112,6 @@ def _mentioned(phrases: tuple[str, ...], text: str) -> set[str]:
 @cache
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
     """Matches any of the phrases as whole words."""
+    # else "is slow" would hide a longer phrase that begins with it
     longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
     return re.compile(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])")

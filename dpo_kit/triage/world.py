@@ -42,6 +42,7 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
         judge = judge_in_world(profile.judge, rubric_judge(), work.root / "judge_cache.sqlite", seed)
+        # the control of training: labels that teach nothing
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
         arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
         store = Store(work.answers("pairs"), Answer)
@@ -53,6 +54,7 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", [*a, *b])
         write_pairs(folder / "pairs.jsonl", made)
+        # pairs of these are measured and never trained on
         others = draw_prompts(profile.pairs.heldout_prompts, "heldout", "pairs", seed)
         answers = sample_twice(arms, "sft", others, profile.pairs, seed, store)
         write_pairs(folder / "heldout.jsonl", make_pairs(others, *answers, judge, profile.judge.concurrency))
@@ -82,6 +84,7 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
         settings, base = profile.evaluation, Base(profile)
         arms = [base.arm("base"), *(base.arm(name, work.root / name / "adapter") for name in ("sft", "dpo"))]
         limits = {"seed": seed, "max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+        # greedy answers too, to be compared beside the sampled ones
         samplings = [Sampling(temperature, **limits) for temperature in dict.fromkeys((settings.temperature, 0.0))]
         prompts = draw_prompts(settings.prompts, "heldout", "evaluation", seed)
         answers = answer_all(arms, prompts, samplings, Store(work.answers("eval"), Answer), again="sft")

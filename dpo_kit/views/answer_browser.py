@@ -6,6 +6,7 @@ escaped and its hidden characters are shown. Of a very long answer the start is 
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -38,8 +39,9 @@ def answer_browser(
     `limit` shows only the first so many prompts of a group, which keeps a notebook small; the count says how many
     there are. Of several samples the first is shown, the one that was judged.
     """
-    texts = {}
+    texts: dict[tuple[str, str], str] = {}
     for response in sorted(responses, key=lambda r: -1 if r.seed is None else r.seed):
+        # the sample of the lowest seed: the judge saw that one
         texts.setdefault((response.prompt_id, response.arm), response.text)
     groups = {name: [row for row in per_prompt if row["winner"] == winner] for winner, name in GROUPS.items()}
     return (
@@ -57,4 +59,5 @@ def answer_browser(
 
 def shown(text: str) -> str:
     """An answer as HTML that cannot run or hide anything: escaped, hidden characters shown, clipped, never empty."""
-    return templates().get_template("answer_browser.html.jinja").module.shown(text)
+    macros: Any = templates().get_template("answer_browser.html.jinja").module
+    return macros.shown(text)

@@ -54,6 +54,7 @@ def interval_rows(
     """A row for each name, and in it the interval of each series: one above the other, so that none hides another."""
     figure = go.Figure()
     for i, (name, intervals) in enumerate(series.items()):
+        # 0.7 of a row for its series, the rest is the gap to the next row
         places = [row + 0.7 * ((i + 0.5) / len(series) - 0.5) for row in range(len(names))]
         symbol = symbols[i % len(symbols)]
         figure.add_trace(interval_points(places, intervals, colours[i % len(colours)], symbol, name=name))
@@ -85,7 +86,7 @@ def forest(report: Report) -> tuple[go.Figure, str]:
     series = {_contrast(*report.primary): [metric.difference.interval for metric in report.metrics.values()]}
     for row in report.contrasts:
         series.setdefault(_contrast(row.treated, row.control), []).append(row.interval)
-    symbols = ("square", *["circle-open"] * (len(series) - 1))
+    symbols = ("square", *["circle-open"] * (len(series) - 1))  # only the primary contrast is filled
     figure = interval_rows([metric_name(name) for name in report.metrics], series, PALETTE, symbols)
     figure.add_vline(0, line_dash="dot", line_color=GREY)
     figure.update_xaxes(title="difference, 95% interval")
@@ -100,6 +101,7 @@ def wins_ties_losses(report: Report, outcomes: Sequence[Outcome]) -> tuple[go.Fi
     if report.pairwise and report.judged:
         counts[f"judge: {report.judged.judge}"] = vars(report.pairwise)
     for metric in report.metrics:
+        # None where an arm has no score
         scored = [[row["scores"][arm].get(metric) for arm in report.primary] for row in outcomes]
         gains = [treated - control for treated, control in scored if treated is not None and control is not None]
         counts[metric_name(metric)] = {
@@ -114,9 +116,12 @@ def wins_ties_losses(report: Report, outcomes: Sequence[Outcome]) -> tuple[go.Fi
 
 def win_rate_by_length(comparison: Comparison) -> tuple[go.Figure, str]:
     """The win rate in each quarter of the prompts by length difference, and the one at equal lengths."""
+    assert comparison.judged, "the figure is drawn of a judged comparison only"
+    assert comparison.pairwise, "what was judged has wins, ties and losses"
     quarters, controlled = comparison.judged.by_length_quartile, comparison.judged.length_controlled
     rates = {f"{q.shortest:+,.0f} to {q.longest:+,.0f}": q.win_rate for q in quarters}
-    rates["all"] = comparison.pairwise.win_rate
+    if comparison.pairwise.win_rate:
+        rates["all"] = comparison.pairwise.win_rate
     if controlled and controlled.length_controlled:
         rates["all, at equal lengths"] = controlled.length_controlled
     figure = go.Figure(interval_points(list(rates), rates.values(), BLUE, "square"))
@@ -135,11 +140,12 @@ def per_prompt_scatter(comparison: Comparison, outcomes: Sequence[Outcome]) -> t
 
     def mean(given: Mapping[str, float]) -> float:
         known = [given[metric] for metric in shares if metric in given]
+        # rounded, so that equal prompts fall on one point and are counted
         return round(sum(known) / len(known), 2) if known else 0.0
 
     counts = Counter((mean(row[control]), mean(row[treated])) for row in scores)
-    colours = [BLUE if y > x else VERMILION if y < x else GREY for x, y in counts]
-    largest = max(counts.values(), default=1)
+    colours = [BLUE if y > x else VERMILION if y < x else GREY for x, y in counts]  # blue: the primary arm did better
+    largest = max(counts.values(), default=1)  # sets the scale of the areas below
     figure = go.Figure(
         go.Scatter(
             x=[x for x, _ in counts], y=[y for _, y in counts], mode="markers",

@@ -59,7 +59,7 @@ def write_report(
         .get_template("report.html.jinja")
         .render(
             report=report,
-            policy=_policy([filters, *(figure["html"] for figure in drawn)]),
+            policy=_policy([filters, *(str(figure["html"]) for figure in drawn)]),
             title=title(report),
             table=summary_html(report, report.refusal),
             controls=controls_html(report.controls),
@@ -82,7 +82,7 @@ def read_report(path: Path) -> Report:
     try:
         return from_data(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split("\n")[:3])
+        why = " ".join(str(error).split("\n")[:3])  # pydantic explains over many lines
         raise DpoKitError(f"{path}: this is not a report that can be read ({why}); run the evaluation again") from None
 
 
@@ -102,5 +102,6 @@ def _policy(parts: Sequence[str]) -> str:
 def _embed(figure: go.Figure, plotly_js: bool) -> str:
     """The figure as HTML; `plotly_js` includes the library, which one figure a page must."""
     options = {"displayModeBar": False, "responsive": True}
+    # the page decides the width, on a phone too
     fluid = figure.update_layout(template_layout_width=None, width=None, autosize=True)
     return fluid.to_html(full_html=False, include_plotlyjs=plotly_js, config=options)

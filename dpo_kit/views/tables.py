@@ -119,6 +119,7 @@ def interval(given: Interval | None, sign: str = "") -> str:
 
 def short(verdict: str) -> str:
     """A verdict in one or two words, for a narrow column."""
+    # "inconclusive: needs ..." is "inconclusive", "no difference larger than 0.05" is "no difference"
     return verdict.split(":")[0].split(" larger")[0]
 
 
@@ -239,10 +240,11 @@ def further_tables(report: Report) -> dict[str, str]:
         stopped, characters = report.stopped.get(arm), report.characters.get(arm)
         known = ("–" if stopped is None else f"{stopped:.1%}", "–" if characters is None else f"{characters:.0f}")
         ends.append((arm_name(arm), *known))
-    columns = ("arm", "ended by itself", "characters, mean")
+    columns: tuple[str, ...] = ("arm", "ended by itself", "characters, mean")
     tables["How answers end, and how long they are"] = html_table(columns, ends)
     contrasts = []
     for row in report.contrasts:
+        # one text, because the first column heads its row
         who = (f"{arm_name(row.treated)} over {arm_name(row.control)}", metric_name(row.metric))
         verdict = "refused" if report.refusal else row.verdict
         contrasts.append((*who, interval(row.interval, "+"), f"{row.p_holm:.2g}", verdict))
@@ -251,6 +253,7 @@ def further_tables(report: Report) -> dict[str, str]:
         made = html_table(columns, contrasts, words=("metric", "verdict"))
         tables["The other contrasts, under Holm's correction"] = made
     if report.win_rate_at_k:
+        # of K samples of each arm the best ones are compared
         rates = [(str(k), interval(rate)) for k, rate in report.win_rate_at_k.items()]
         tables["Best of K against best of K"] = html_table(("K", "win rate, 95%"), rates)
     return tables
@@ -264,9 +267,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_column(literal(name), justify="left" if name in ("metric", "verdict") else "right", no_wrap=True)
     rows = summary_rows(report, report.refusal)
     for *cells, verdict in rows:
+        # `literal`: brackets in a name are no markup
         table.add_row(*map(literal, cells), short(verdict).replace("nothing to compare", "no data"))
     console.print(table)
-    # how many prompts a difference would need is said of what was to be shown, not of every side figure
+    # a narrow column shows the short verdict, and the full one follows below the table; how many prompts a difference
+    # would need is said of what was to be shown, and not of every side figure
     aside = {
         metric_name(name) for name in (*report.heuristics, *(report.regression.tasks if report.regression else ()))
     }
@@ -316,6 +321,6 @@ def audit_title(data: dict) -> str:
 
 def audit_cells(finding: dict) -> tuple[str, ...]:
     """One finding as a row of strings, in the order of `AUDIT_COLUMNS`."""
-    measured = finding["severity"] != "skipped"
+    measured = finding["severity"] != "skipped"  # what was not looked at has no count, not even zero
     counts = (f"{finding['count']:,}", f"{finding['share']:.1%}") if measured else ("", "")
     return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])

@@ -75,7 +75,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
     Traces come in a fixed order, so a live figure is brought up to date by giving each of its traces new points.
     """
     names = [name for name in LIVE if _has(rows, name)] if panels is None else list(panels)
-    height, listed = max(1, (len(names) + 1) // 2), set()
+    height, listed = max(1, (len(names) + 1) // 2), set()  # two panels a row; `listed`: what the legend names already
     figure = make_subplots(height, 2, subplot_titles=names, horizontal_spacing=0.09, vertical_spacing=0.32 / height)
     for i, name in enumerate(names):
         place = {"row": i // 2 + 1, "col": i % 2 + 1}
@@ -88,6 +88,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
         x_title = "KL to the reference, nats" if name == FRONTIER else "step"
         figure.update_xaxes(title=x_title, rangemode="tozero", title_standoff=4, **place)
         if name == LOSS:
+            # the loss of a policy that prefers neither answer
             figure.add_hline(math.log(2), line_dash="dot", line_color=GREY, **place)
         if name == ACCURACY:
             figure.update_yaxes(range=[-0.03, 1.03], **place)
@@ -95,7 +96,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
             figure.update_yaxes(rangemode="tozero", **place)
     if not names:
         figure.add_annotation(text="no column of DPO in this log", showarrow=False, xref="paper", yref="paper", x=0.5)
-    figure.update_yaxes(exponentformat="none")
+    figure.update_yaxes(exponentformat="none")  # plotly would write 0.001 as 1m
     margins = {"l": 50, "r": 15, "t": 35, "b": 90}
     legend = {"y": -90 / (280 * height), "yanchor": "bottom"}
     return figure.update_layout(template="dpo_kit", width=820, height=280 * height + 60, margin=margins, legend=legend)
@@ -103,6 +104,7 @@ def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) 
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Exponentially weighted running mean over about ten values, or a twentieth of a long log; a NaN is left out."""
+    # pandas weights by distance in steps and skips a NaN
     return pd.Series(values, dtype=float).ewm(span=max(10, len(values) // 20)).mean().tolist()
 
 
@@ -131,6 +133,7 @@ def _traces(rows: Sequence[dict], name: str) -> list[go.Scatter]:
         steps, values = [step for step, _ in points], [value for _, value in points]
         if line.measured:
             errors = dict(column(rows, line.error))
+            # half of the 95% interval
             bars = {"type": "data", "array": [1.96 * errors.get(step, 0.0) for step in steps]} if errors else None
             traces.append(_points(line, steps, steps, values).update(error_y=bars))
             continue

@@ -9,6 +9,7 @@ import pytest
 
 from dpo_kit.cli import main
 from dpo_kit.jsonl import write_records
+from dpo_kit.models.servers import Budget
 from dpo_kit.records import Response
 from dpo_kit.triage.incidents import Incident
 from dpo_kit.views.report import read_report
@@ -212,6 +213,16 @@ def test_criteria_reach_the_judge_by_name_and_from_a_file(triage, tmp_path, endp
         asked = endpoint.asked[before:]
         assert asked, "other criteria are another question, which is asked again"
         assert all(words in body["messages"][0]["content"] for body in asked)
+
+
+@pytest.mark.parametrize("endpoint", [10**6], indirect=True)
+def test_judging_and_rating_together_cost_no_more_than_max_dollars(triage, tmp_path, endpoint, monkeypatch):
+    """The server bills nothing that it says, so each request counts as what it could cost at most: about .0014."""
+    settle, spent = Budget.settle, []
+    monkeypatch.setattr(Budget, "settle", lambda self, *both: spent.append(both[1]) or settle(self, *both))
+    judged = ("--judge", "openai", "--judge-model", "m", "--judge-url", endpoint, "--rate", "--max-dollars", "0.02")
+    assert evaluate(tmp_path, *triage, *judged, "--controls", "3")[0] == 1, "a control refuses"
+    assert 0.01 < sum(spent) <= 0.02
 
 
 FIRST = '{"reason": "it comes first", "winner": "A"}'

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +17,7 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.loading import load_arms, load_base
 from dpo_kit.models.quantization import dequantized, quantized_layers
 from dpo_kit.profiles import load_profile
+from dpo_kit.training.merging import write_merged
 from dpo_kit.training.release import Proof, answer_logps, card, merge_adapter, prove, release_adapter
 from dpo_kit.workspace import Workspace
 
@@ -80,7 +83,7 @@ def test_nothing_is_released_that_is_not_proved(run, tmp_path):
 
 def test_the_released_adapter_is_the_trained_one_with_a_card_and_safetensors_only(run, released):
     kept = hashes(run[0] / "dpo" / "adapter", skip=("README.md",))
-    assert hashes(released / "adapter", skip=("README.md",)) == kept
+    assert hashes(released / "adapter", skip=("README.md", "dpo_kit.json")) == kept
     assert set(kept) == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
     assert not [path for path in released.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
@@ -151,3 +154,55 @@ def test_an_unquantised_profile_has_one_merge_and_it_is_exact(run, tmp_path):
     (only,) = merge_adapter(profile.model_copy(update={"model": model}), root / "dpo" / "adapter", pairs[:2], tmp_path)
     assert only.base == "unquantised"
     assert only.largest_difference < 1e-3
+
+
+def test_a_file_of_weights_at_a_time_gives_what_peft_gives(run, tmp_path):
+    """The reference is PEFT's own merge, of the whole model in memory."""
+    root, profile, _ = run
+    adapter = root / "dpo" / "adapter"
+    write_merged(Path(profile.model_path), adapter, tmp_path / "ours", torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(profile.model_path, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(plain, adapter).merge_and_unload().state_dict()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).state_dict()
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_base_in_several_files_is_merged_file_by_file(run, tmp_path):
+    root, profile, _ = run
+    plain = AutoModelForCausalLM.from_pretrained(profile.model_path, dtype=torch.float32)
+    plain.save_pretrained(tmp_path / "base", max_shard_size="2MB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    for folder, base in (("one", Path(profile.model_path)), ("many", tmp_path / "base")):
+        write_merged(base, root / "dpo" / "adapter", tmp_path / folder, torch.float32)
+    one, many = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many"))
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"use_dora": True}, "has DoRA, which is not merged here"),
+        ({"modules_to_save": ["lm_head"]}, "has modules that are trained whole"),
+    ],
+    ids=["dora", "whole"],
+)
+def test_an_adapter_that_is_no_plain_lora_is_not_merged(run, tmp_path, changed, said):
+    root, profile, _ = run
+    adapter = shutil.copytree(root / "dpo" / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(DpoKitError, match=said):
+        write_merged(Path(profile.model_path), adapter, tmp_path / "merged", torch.float32)
+
+
+def test_a_layer_that_the_base_stores_under_another_name_is_said_and_nothing_is_left(run, tmp_path):
+    root, profile, _ = run
+    base = shutil.copytree(profile.model_path, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    renamed = {name.replace("layers.0.", "blocks.0."): weight for name, weight in weights.items()}
+    save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DpoKitError, match=r"7 of its layers, such as model.layers.0.mlp.down_proj.weight, are stored"):
+        write_merged(base, root / "dpo" / "adapter", tmp_path / "merged", torch.float32)
+    assert not (tmp_path / "merged").exists()

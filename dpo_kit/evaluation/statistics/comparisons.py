@@ -5,6 +5,7 @@ Here are win rates, the sign test and best of K. Tests that were looked at toget
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import comb
@@ -88,11 +89,11 @@ def win_rate_at_k(
     both picks the best and compares them, which is the rate with a perfect selector.
     Raises ValueError unless both are tables of as many prompts.
     """
-    treated, control = np.asarray(treated, float), np.asarray(control, float)
-    if treated.ndim != 2 or control.ndim != 2 or len(treated) != len(control):
-        raise ValueError(f"scores of shape (prompts, samples) are needed: {treated.shape} and {control.shape}")
-    most = min(treated.shape[1], control.shape[1])
-    return {k: mean_interval(_best_of(treated, control, k), clusters) for k in ks if k <= most}
+    ours, theirs = np.asarray(treated, float), np.asarray(control, float)
+    if ours.ndim != 2 or theirs.ndim != 2 or len(ours) != len(theirs):
+        raise ValueError(f"scores of shape (prompts, samples) are needed: {ours.shape} and {theirs.shape}")
+    most = min(ours.shape[1], theirs.shape[1])
+    return {k: mean_interval(_best_of(ours, theirs, k), clusters) for k in ks if k <= most}
 
 
 def _best_of(treated: np.ndarray, control: np.ndarray, k: int) -> np.ndarray:
@@ -152,7 +153,7 @@ def smallest_effect(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) 
     return float(np.squeeze(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))) * sd
 
 
-def sign_test_power(n, rate: float, alpha: float = 0.05):
+def sign_test_power(n: Any, rate: float, alpha: float = 0.05) -> Any:
     """The chance that the exact two-sided sign test on `n` decisive prompts (a number or an array) finds p <= alpha."""
     most = binom.ppf(alpha / 2, n, 0.5)
     fewest = np.where(binom.cdf(most, n, 0.5) <= alpha / 2, most, most - 1)

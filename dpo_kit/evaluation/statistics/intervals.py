@@ -30,10 +30,11 @@ from dpo_kit.evaluation.results import Interval
 
 Z = float(norm.ppf(0.975))
 RESAMPLES = 1999
+Scores = Sequence[float] | np.ndarray
 
 
 def mean_interval(
-    values: Sequence[float],
+    values: Scores,
     clusters: Sequence[Hashable] | None = None,
     bounds: tuple[float, float] | None = None,
     seed: int = 0,
@@ -47,13 +48,13 @@ def mean_interval(
     Raises ValueError where there is no value, a NaN (leave unjudged prompts out), a value out of bounds, or a single
     value without bounds.
     """
-    values = _checked(values, clusters)
-    return _interval(values, clusters, _bounds(values, bounds), seed)
+    scores = _checked(values, clusters)
+    return _interval(scores, clusters, _bounds(scores, bounds), seed)
 
 
 def paired_difference(
-    treated: Sequence[float],
-    control: Sequence[float],
+    treated: Scores,
+    control: Scores,
     clusters: Sequence[Hashable] | None = None,
     bounds: tuple[float, float] | None = None,
     seed: int = 0,
@@ -67,19 +68,18 @@ def paired_difference(
     if len(treated) != len(control) or not len(treated):
         raise ValueError(f"paired scores must be equally many, and at least one: {len(treated)} and {len(control)}")
     both = _bounds(_checked([*treated, *control], None), bounds)
-    width = both and both[1] - both[0]
     differences = _checked(np.subtract(treated, control, dtype=float), clusters)
-    return _interval(differences, clusters, both and (-width, width), seed)
+    return _interval(differences, clusters, both and (both[0] - both[1], both[1] - both[0]), seed)
 
 
-def _checked(values: Sequence[float], clusters: Sequence[Hashable] | None) -> np.ndarray:
-    values = np.asarray(values, float)
-    if not len(values) or not np.isfinite(values).all():
-        wrong = int((~np.isfinite(values)).sum())
-        raise ValueError(f"scores must be finite: {wrong} of {len(values)} not finite; leave unjudged prompts out")
-    if clusters is not None and len(clusters) != len(values):
-        raise ValueError(f"one cluster for each prompt is needed: {len(clusters)} for {len(values)}")
-    return values
+def _checked(values: Scores, clusters: Sequence[Hashable] | None) -> np.ndarray:
+    scores = np.asarray(values, float)
+    if not len(scores) or not np.isfinite(scores).all():
+        wrong = int((~np.isfinite(scores)).sum())
+        raise ValueError(f"scores must be finite: {wrong} of {len(scores)} not finite; leave unjudged prompts out")
+    if clusters is not None and len(clusters) != len(scores):
+        raise ValueError(f"one cluster for each prompt is needed: {len(clusters)} for {len(scores)}")
+    return scores
 
 
 def _bounds(values: np.ndarray, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -91,7 +91,9 @@ def _bounds(values: np.ndarray, bounds: tuple[float, float] | None) -> tuple[flo
     return bounds
 
 
-def _interval(values, clusters, bounds, seed) -> Interval:
+def _interval(
+    values: np.ndarray, clusters: Sequence[Hashable] | None, bounds: tuple[float, float] | None, seed: int
+) -> Interval:
     mean = fmean(values)  # rounded once, so that the order of the prompts cannot change its last digit
     sums, sizes = _by_cluster(values - mean, clusters)
     if bounds is None:

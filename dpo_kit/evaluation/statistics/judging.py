@@ -104,7 +104,9 @@ def by_length_quartile(
     ]
 
 
-def _judged(preferences, treated_lengths, control_lengths) -> tuple[np.ndarray, np.ndarray]:
+def _judged(
+    preferences: Sequence[float], treated_lengths: Sequence[float], control_lengths: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Preferences and length differences of the judged prompts."""
     worth = np.asarray(preferences, float)
     if not len(worth) == len(treated_lengths) == len(control_lengths):

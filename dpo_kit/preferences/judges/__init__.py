@@ -41,7 +41,7 @@ def by_score(score: Callable[[Prompt, str], float], name: str, resolution: float
         difference = score_a - score_b
         if not (math.isfinite(score_a) and math.isfinite(score_b)):
             return Verdict(winner="unjudged", judge=name, reason=f"{reason}: not finite")
-        winner = "tie" if abs(difference) <= resolution else "a" if difference > 0 else "b"
+        winner: Winner = "tie" if abs(difference) <= resolution else "a" if difference > 0 else "b"
         return Verdict(winner=winner, judge=name, reason=reason)
 
     return judge
@@ -124,9 +124,10 @@ def judge_all(
     rows = list(zip(prompts, a, b, strict=True))
     stopped = Event()
 
-    def ask(row: tuple[Prompt, str, str]) -> Verdict | None:
+    def ask(row: tuple[Prompt, str, str]) -> Verdict:
         try:
-            return None if stopped.is_set() else judge(*row)
+            # None is seen by nobody: the exception that stopped the others is raised instead
+            return None if stopped.is_set() else judge(*row)  # type: ignore[return-value]
         except BaseException:
             stopped.set()
             raise
