@@ -30,12 +30,16 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that could not be used: its number (from 1), what is wrong, its bytes, and what the number counts."""
+    """A line that could not be used: its number (from 1), what is wrong, its bytes, and what the number counts.
+
+    `file` is the file's name where it lies in a folder that is read as a whole.
+    """
 
     number: int
     reason: str
     raw: bytes
     unit: str = "line"
+    file: str = ""
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -192,7 +196,7 @@ def reason(error: Exception) -> str:
 def refuse_or_keep(path: Path, bad: BadLine, quarantine: Path | None) -> None:
     """Raise DpoKitError for a bad line, unless there is a quarantine it will go to."""
     if quarantine is None:
-        raise DpoKitError(f"{path}, {bad.unit} {bad.number}: {bad.reason}; repair or remove it")
+        raise DpoKitError(f"{path / bad.file}, {bad.unit} {bad.number}: {bad.reason}; repair or remove it")
 
 
 def write_quarantine(quarantine: Path, source: Path, bad: Sequence[BadLine]) -> None:
@@ -209,4 +213,4 @@ def _quarantined(source: Path, line: BadLine) -> dict[str, Any]:
         kept = {"raw_base64": base64.b64encode(line.raw).decode("ascii")}
     # A reason may quote half a surrogate pair, which UTF-8 cannot hold.
     why = line.reason.encode("utf-8", errors="backslashreplace").decode("utf-8")
-    return {"file": source.name, line.unit: line.number, "reason": why, **kept}
+    return {"file": line.file or source.name, line.unit: line.number, "reason": why, **kept}

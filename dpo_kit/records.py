@@ -6,15 +6,21 @@ prompt, so any TRL trainer reads `pairs.jsonl` as it is.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_serializer
 
 from dpo_kit.errors import DpoKitError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 Winner = Literal["a", "b", "tie", "unjudged"]
+# Roles by their first letters: an assistant may call tools before it answers, and the user speaks after the answer.
+PROMPT_ROLES = re.compile(r"[sd]*u(?:a(?:t+a)*u)*(?:at+)*")
+SIDE_ROLES = re.compile(r"a(?:t+a)*(?:ua(?:t+a)*)*")
+LATER = ("reasoning_content", "tool_calls", "tool_call_id", "name", "tools", "turns")
+LATER_OF_PAIRS = ("weight", "strength", "scores", "annotator")
 
 
 class Record(BaseModel):
@@ -24,30 +30,61 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Message(Record):
-    """One turn of a chat."""
+class Sparse(Record):
+    """A record that is written without the fields of `LATER` that hold None: old files and hashes stay as they are."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Any) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None or name not in LATER}
+
+
+class Message(Sparse):
+    """One turn of a chat, with the fields that chat templates read.
+
+    `reasoning_content` is what the assistant thought before it answered. `tool_calls` are as chat templates want them:
+    `{"type": "function", "function": {"name": ..., "arguments": {...}}}`. A tool's turn says in `tool_call_id` or
+    `name` which call it answers.
+    """
 
     role: Role
     content: str
+    reasoning_content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.role, self.content))  # tool calls are dicts, which have no hash
+
+    @property
+    def text(self) -> str:
+        """All that the turn says, for people and for checks to read: the reasoning, the content, the tool calls."""
+        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in self.tool_calls or ()]
+        return "\n\n".join([part for part in (self.reasoning_content, self.content) if part] + calls)
 
 
-class Prompt(Record):
+class Prompt(Sparse):
     """What the model is asked.
 
     `id` never changes: samples are seeded by it, and statistics are by it.
     `facts` holds what the asker knows and the model is not told, such as the truth of a simulated world.
+    `tools` are the JSON schemas of the functions that the model may call; a chat template takes them as `tools`.
     """
 
     id: str
     messages: tuple[Message, ...] = Field(min_length=1)
     facts: dict[str, Any] = Field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, messages: Iterable[Message], facts: dict[str, Any] | None = None) -> "Prompt":
-        """A prompt named by what it asks: the same messages always get the same id."""
-        messages = tuple(messages)
+    def of(
+        cls, messages: Iterable[Message], facts: dict[str, Any] | None = None, tools: Sequence[dict] | None = None
+    ) -> "Prompt":
+        """A prompt named by what it asks: the same messages and tools always get the same id."""
+        messages, tools = tuple(messages), tuple(tools) if tools else None
         # 64 bits: among a million prompts two share an id with a probability of 3 in 100 million.
-        return cls(id=f"{_hash(messages, 'prompt'):064x}"[:16], messages=messages, facts=facts or {})
+        name = f"{_hash(messages, 'prompt', tools):064x}"[:16]
+        return cls(id=name, messages=messages, facts=facts or {}, tools=tools)
 
     @classmethod
     def from_text(cls, text: str, system: str | None = None) -> "Prompt":
@@ -60,13 +97,17 @@ class Prompt(Record):
         """The last user turn, for people to read."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
-    def chat(self) -> list[dict[str, str]]:
-        """The messages as chat templates want them."""
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages as chat templates want them, beside `tools`."""
         return [message.model_dump() for message in self.messages]
 
 
-class Response(Record):
+class Response(Sparse):
     """One answer and how it was made: by which model or person, and how it was sampled.
+
+    An answer that is more than one plain assistant turn has all its messages in `turns`: an agent's steps with the
+    tools' results, a question back and what the user said, reasoning beside the content. `text` then says the same for
+    people and checks to read; what a model is trained on is always `messages`.
 
     `stopped` is False where the length limit cut it off before EOS. None means that nobody knows, as in imported data.
     """
@@ -77,6 +118,27 @@ class Response(Record):
     temperature: float | None = None
     seed: int | None = None
     stopped: bool | None = None
+    turns: tuple[Message, ...] | None = None
+
+    @classmethod
+    def of(cls, prompt_id: str, messages: Iterable[Message], **made: Any) -> "Response":
+        """The answer that these messages are. Raises ValueError where they are no answer to a prompt."""
+        messages = tuple(messages)
+        if fault := side_fault(messages):
+            raise ValueError(fault)
+        if len(messages) == 1 and messages[0] == Message(role="assistant", content=messages[0].content):
+            return cls(prompt_id=prompt_id, text=messages[0].content, **made)
+        text = "\n\n".join(m.text if m.role == "assistant" else f"{m.role}: {m.text}" for m in messages)
+        return cls(prompt_id=prompt_id, text=text, turns=messages, **made)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns that follow the prompt's: one assistant turn, or those of `turns`."""
+        return self.turns or (Message(role="assistant", content=self.text),)
+
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages as chat templates want them, to stand after the prompt's."""
+        return [message.model_dump() for message in self.messages]
 
 
 class Verdict(Record):
@@ -96,24 +158,31 @@ class Verdict(Record):
 
 
 class PreferencePair(Record):
-    """A prompt, the answer that was preferred, the one that was not, and the verdict between them."""
+    """A prompt, the answer that was preferred, the one that was not, and the verdict between them.
+
+    Four things that a data set may say of a pair: its `weight` in training; the `strength` of the preference in the
+    data set's own unit (at least 0 where it agrees with the label); the `scores` of (chosen, rejected); its
+    `annotator`. They are None, and absent from the file, where nothing is said.
+    """
 
     prompt: Prompt
     chosen: Response
     rejected: Response
     verdict: Verdict
+    weight: FiniteFloat | None = None
+    strength: FiniteFloat | None = None
+    scores: tuple[FiniteFloat, FiniteFloat] | None = None
+    annotator: str | None = None
 
     def to_trl(self) -> dict[str, Any]:
-        """The row as TRL's trainers read it: conversational, explicit prompt."""
-        return {
-            "prompt": self.prompt.chat(),
-            "chosen": [{"role": "assistant", "content": self.chosen.text}],
-            "rejected": [{"role": "assistant", "content": self.rejected.text}],
-        }
+        """The row as TRL's trainers read it: conversational, explicit prompt, `tools` where the prompt has some."""
+        tools = {"tools": list(self.prompt.tools)} if self.prompt.tools else {}
+        return {"prompt": self.prompt.chat(), "chosen": self.chosen.chat(), "rejected": self.rejected.chat(), **tools}
 
     def to_json(self) -> dict[str, Any]:
         """`to_trl`, and beside it the verdict and how both answers were made, so that nothing is lost on the disk."""
-        not_how = {"text", "prompt_id"}  # what does not tell how an answer was made
+        not_how = {"text", "prompt_id", "turns"}  # what does not tell how an answer was made
+        known = {name: getattr(self, name) for name in LATER_OF_PAIRS}
         return {
             **self.to_trl(),
             "prompt_id": self.prompt.id,
@@ -121,36 +190,51 @@ class PreferencePair(Record):
             "verdict": self.verdict.model_dump(),
             "chosen_made": self.chosen.model_dump(exclude=not_how),
             "rejected_made": self.rejected.model_dump(exclude=not_how),
+            **{name: value for name, value in known.items() if value is not None},
         }
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "PreferencePair":
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
         known = {"prompt", "chosen", "rejected", "prompt_id", "facts", "verdict", "chosen_made", "rejected_made"}
-        if unknown := row.keys() - known:  # it would be lost when the pair is written again
+        if unknown := row.keys() - known - {"tools", *LATER_OF_PAIRS}:  # it would be lost when it is written again
             raise ValueError(f"unknown field {min(unknown)!r}")
-        prompt = Prompt(id=row["prompt_id"], messages=row["prompt"], facts=row["facts"])
+        prompt = Prompt(id=row["prompt_id"], messages=row["prompt"], facts=row["facts"], tools=row.get("tools"))
         if fault := role_fault(prompt.messages):
             raise ValueError(f"prompt: {fault}")
 
         def side(name: str) -> Response:
-            if len(row[name]) != 1:
-                raise ValueError(f"{name}: one message was expected, found {len(row[name])}")
-            message = Message.model_validate(row[name][0])
-            if message.role != "assistant":
-                raise ValueError(f"{name}: the role is {message.role}, not assistant")
-            return Response(prompt_id=prompt.id, text=message.content, **row[f"{name}_made"])
+            try:
+                turns = [Message.model_validate(message) for message in row[name]]
+                return Response.of(prompt.id, turns, **row[f"{name}_made"])
+            except ValueError as error:
+                raise error if isinstance(error, ValidationError) else ValueError(f"{name}: {error}") from None
 
-        return cls(prompt=prompt, chosen=side("chosen"), rejected=side("rejected"), verdict=row["verdict"])
+        sides = {name: side(name) for name in ("chosen", "rejected")}
+        known = {name: row.get(name) for name in LATER_OF_PAIRS}
+        return cls(prompt=prompt, **sides, verdict=row["verdict"], **known)
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:
-    """What is wrong with a prompt's roles, if anything: [system,] user, assistant, ..., user is right."""
+    """What is wrong with a prompt's roles, if anything: [system,] user, assistant, ..., user is right.
+
+    A developer's turn may stand where the system's does. An assistant's turn may be followed by turns of tools, and a
+    prompt may end with them.
+    """
+    rule = "user and assistant take turns, and the user, or a tool that was called, has the last word"
+    return _fault(messages, PROMPT_ROLES, rule)
+
+
+def side_fault(messages: Sequence[Message]) -> str | None:
+    """What is wrong with the roles of an answer, if anything: it begins and ends with an assistant's turn."""
+    return _fault(messages, SIDE_ROLES, "an answer begins and ends with the assistant, and others take turns with it")
+
+
+def _fault(messages: Sequence[Message], right: re.Pattern, rule: str) -> str | None:
     roles = [message.role for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if len(turns) % 2 and all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+    if right.fullmatch("".join(role[0] for role in roles)):
         return None
-    return f"wrong role order ({', '.join(roles)}); user and assistant take turns, and the user has the last word"
+    return f"wrong role order ({', '.join(roles)}); {rule}"
 
 
 def split_by_prompt(
@@ -167,11 +251,12 @@ def split_by_prompt(
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
         # The hash is uniform below 2^256, so the condition holds for a share `holdout` of all prompts.
-        sides[_hash(pair.prompt.messages, str(seed)) / 2**256 < holdout].append(pair)
+        sides[_hash(pair.prompt.messages, str(seed), pair.prompt.tools) / 2**256 < holdout].append(pair)
     return sides
 
 
-def _hash(messages: Sequence[Message], salt: str) -> int:
-    """A hash of what is asked, below 2^256."""
-    content = json.dumps([salt, *((m.role, m.content) for m in messages)])
+def _hash(messages: Sequence[Message], salt: str, tools: Sequence[dict[str, Any]] | None = None) -> int:
+    """A hash of what is asked, below 2^256. What a prompt does not use leaves no trace in it."""
+    turns = [dump if len(dump) > 2 else list(dump.values()) for dump in (message.model_dump() for message in messages)]
+    content = json.dumps([salt, *turns, *([{"tools": tools}] if tools else ())])
     return int.from_bytes(hashlib.sha256(content.encode("utf-8")).digest())

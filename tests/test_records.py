@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_jsonl, read_pairs, read_records, write_pairs, write_records
-from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict, split_by_prompt
+from dpo_kit.records import (
+    Message,
+    PreferencePair,
+    Prompt,
+    Response,
+    Verdict,
+    role_fault,
+    side_fault,
+    split_by_prompt,
+)
 
 
 def pair(text: str = "good ünïcode\n", other: str = "bad") -> PreferencePair:
@@ -24,6 +33,69 @@ def test_a_pair_survives_the_way_to_disk_and_back(tmp_path):
     pairs = [pair(), pair(text="", other="<script>\u2028</script>")]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+CALL = {"type": "function", "function": {"name": "soil", "arguments": {"fern": 0, "note": None}}}
+TOOLS = [{"type": "function", "function": {"name": "soil", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def agent_pair() -> PreferencePair:
+    """All that a pair may hold: a developer's turn, a tool's result in the prompt, an answer in several turns."""
+    call = Message(role="assistant", content="", reasoning_content="dry?", tool_calls=(CALL,))
+    result = Message(role="tool", content="wet", tool_call_id="c1", name="soil")
+    asked = [Message(role="developer", content="Be kind."), Message(role="user", content="Water it?"), call, result]
+    prompt = Prompt.of(asked, tools=TOOLS)
+    chosen = Response.of(prompt.id, [call, result, Message(role="assistant", content="No.")], arm="agent")
+    rejected = Response.of(prompt.id, [Message(role="assistant", content="Yes.")])
+    known = {"weight": 0.5, "strength": 2.0, "scores": (4.0, 2.0), "annotator": "ann"}
+    return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, verdict=pair().verdict, **known)
+
+
+def test_tools_reasoning_and_several_turns_survive_and_reach_the_template_as_they_are(tmp_path):
+    made = agent_pair()
+    write_pairs(tmp_path / "pairs.jsonl", [made])
+    assert read_pairs(tmp_path / "pairs.jsonl") == [made]
+    row = made.to_trl()
+    assert row["tools"] == TOOLS
+    assert row["chosen"] == [
+        {"role": "assistant", "content": "", "reasoning_content": "dry?", "tool_calls": (CALL,)},
+        {"role": "tool", "content": "wet", "tool_call_id": "c1", "name": "soil"},
+        {"role": "assistant", "content": "No."},
+    ]
+    assert row["rejected"] == [{"role": "assistant", "content": "Yes."}]
+    for said in ("dry?", '"fern": 0', "tool: wet", "No."):
+        assert said in made.chosen.text, "what people and checks read lacks nothing"
+
+
+def test_what_a_record_does_not_use_leaves_no_trace_in_files_and_hashes():
+    """The file and the ids are those that were written before these fields were there."""
+    row = pair().to_json()
+    assert list(row) == [
+        "prompt", "chosen", "rejected", "prompt_id", "facts", "verdict", "chosen_made", "rejected_made",
+    ]  # fmt: skip
+    assert list(row["chosen_made"]) == ["arm", "temperature", "seed", "stopped"]
+    assert list(pair().chosen.model_dump()) == ["prompt_id", "text", "arm", "temperature", "seed", "stopped"]
+    assert list(pair().prompt.model_dump()) == ["id", "messages", "facts"]
+    assert Prompt.from_text("why?", system="Be brief.").id == "f1d96830722061b8"
+    other = [Message(role="user", content="why?", name="ann")]
+    assert len({Prompt.of(other).id, Prompt.of(other, tools=TOOLS).id, Prompt.from_text("why?").id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "right"),
+    [
+        ("u", "a", True), ("sdu", "a", True), ("uau", "ata", True), ("uat", "a", True), ("uattatau", "aua", True),
+        ("ut", "a", False), ("tu", "a", False), ("uaat", "a", False), ("u", "at", False), ("u", "au", False),
+        ("u", "aa", False), ("u", "ua", False), ("usu", "a", False), ("ua", "a", False), ("u", "", False),
+    ],
+)  # fmt: skip
+def test_who_may_speak_when(prompt, answer, right):
+    roles = {"s": "system", "d": "developer", "u": "user", "a": "assistant", "t": "tool"}
+    faults = (
+        fault([Message(role=roles[letter], content="x") for letter in letters])
+        for fault, letters in ((role_fault, prompt), (side_fault, answer))
+    )
+    assert (not any(faults)) == right
 
 
 def test_a_pairs_file_is_a_dataset_in_trls_conversational_format(tmp_path):
@@ -106,8 +178,8 @@ BAD_LINES = {
     "no verdict": (json.dumps({k: v for k, v in pair().to_json().items() if k != "verdict"}).encode(), "'verdict'"),
     "one field too many": (line(wimner="a"), "unknown field 'wimner'"),
     "an unknown role": (line(prompt=system("boss")), "role"),
-    "an answer by the user": (line(chosen=system("user")), "the role is user"),
-    "two answers": (line(chosen=system("assistant", "assistant")), "one message"),
+    "an answer by the user": (line(chosen=system("user")), "chosen: wrong role order"),
+    "two answers": (line(chosen=system("assistant", "assistant")), "chosen: wrong role order"),
     "no prompt": (line(prompt=[]), "at least 1"),
     "no user": (line(prompt=system("system")), "wrong role order"),
     "two users": (line(prompt=system("user", "user")), "wrong role order"),

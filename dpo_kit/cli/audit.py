@@ -4,15 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dpo_kit.cli.reading import add_reading_arguments, reading
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("file", type=Path, help="pairs in any known format")
+    parser.add_argument(
+        "file", type=Path, help="pairs in any format: a file, a folder, a Hub id, or - (standard input)"
+    )
     parser.add_argument("--holdout", type=Path, help="the evaluation's prompts, or pairs with them")
     parser.add_argument("--max-length", type=int, help="tokens of prompt and answer that training will keep")
     parser.add_argument("--tokenizer", help="folder or Hub id of the tokenizer with its chat template")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenise")
     parser.add_argument("--out", type=Path, help="where the kept pairs go; bad lines go beside it")
+    add_reading_arguments(parser)
 
 
 def audit(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -25,10 +30,10 @@ def audit(arguments: argparse.Namespace) -> dict[str, Any]:
     from dpo_kit.jsonl import write_pairs
     from dpo_kit.preferences.audit import audit_pairs
     from dpo_kit.preferences.audit.tokens import load_tokenizer
-    from dpo_kit.preferences.importers import import_pairs, read_prompts
+    from dpo_kit.preferences.importers import import_any, read_prompts
 
     quarantine = arguments.out and arguments.out.with_suffix(".quarantine.jsonl")
-    imported = import_pairs(arguments.file, quarantine=quarantine)
+    imported = import_any(str(arguments.file), quarantine, **reading(arguments))
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     holdout = read_prompts(arguments.holdout) if arguments.holdout else None
     report = audit_pairs(imported.pairs, tokenizer, holdout, arguments.max_length, arguments.workers)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dpo_kit.cli.reading import add_reading_arguments, reading
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs
 from dpo_kit.preferences.judges.criteria import criteria_names, read_criteria
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--arms", nargs="+", required=True, metavar="NAME=SPEC", help="Two arms or more. SPEC is `base`, the folder of "
         "an adapter, a model (folder or Hub id), answers.jsonl, or http://host/v1#model, whose key is read from "
         "DPO_KIT_ENDPOINT_KEY. Adapters say in their own records how their base is loaded.")  # fmt: skip
-    add("--prompts", type=Path, help="A file of rows with `messages` or `prompt`, or of pairs. Without it the prompts "
-        "of --heldout-pairs are used.")  # fmt: skip
+    add("--prompts", type=Path, help="A file of rows with `messages`, `prompt` or MT-Bench's `turns`, or of pairs. "
+        "Without it the prompts of --heldout-pairs are used.")  # fmt: skip
     add("--model", help="The base of `base` and of the adapters: a local folder or a Hub id. The default is the base "
         "of the profile, or of the adapters' records.")  # fmt: skip
     add("--profile", help="The profile whose settings are used. The default is DPO_KIT_PROFILE, else the profile that "
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=Path, help="The training pairs. It is said where their judge judges here too.")
     add("--out", type=Path, default=Path("runs/evaluation"), help="The folder that the report is written to.")
     add("--seed", type=int, default=0, help="The seed of all draws.")
+    add_reading_arguments(parser)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -82,14 +84,17 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from dpo_kit.evaluation.own_score import load_score
     from dpo_kit.models.generation import Answer
     from dpo_kit.models.store import Store
+    from dpo_kit.preferences.importers import import_pairs, read_answers
     from dpo_kit.triage import rubric
     from dpo_kit.views.report import write_report
 
     profile = profile_of_adapters(_adapters(arguments.arms), arguments.profile, _typed(arguments))
-    held_out = _held_out_pairs(arguments.heldout_pairs)
-    prompts = _prompts(arguments.prompts, held_out)
+    held_out = import_pairs(arguments.heldout_pairs, **reading(arguments)).pairs if arguments.heldout_pairs else ()
+    prompts = _prompts(arguments, held_out)
     base = Base(profile)
-    arms = {arm.name: arm for arm in (parse_arm(text, base) for text in arguments.arms)}
+    parsed = [parse_arm(text, base, lambda path: read_answers(path, prompts, **reading(arguments)))
+              for text in arguments.arms]  # fmt: skip
+    arms = {arm.name: arm for arm in parsed}
     primary = _primary(arguments.primary, [text.partition("=")[0] for text in arguments.arms])
     measured = _with_weights(arms, primary, held_out)
     if arguments.controls < 0:
@@ -161,17 +166,11 @@ def _adapters(specs: Sequence[str]) -> list[Path]:
     return [folder for folder in folders if (folder / "adapter_config.json").is_file()]
 
 
-def _held_out_pairs(path: Path | None) -> Sequence[PreferencePair]:
-    from dpo_kit.preferences.importers import import_pairs
-
-    return import_pairs(path).pairs if path else ()
-
-
-def _prompts(path: Path | None, held_out: Sequence[PreferencePair]) -> list[Prompt]:
+def _prompts(arguments: argparse.Namespace, held_out: Sequence[PreferencePair]) -> list[Prompt]:
     from dpo_kit.preferences.importers import read_prompts
 
-    if path:
-        return read_prompts(path)
+    if arguments.prompts:
+        return read_prompts(arguments.prompts, **reading(arguments))
     if not held_out:
         raise DpoKitError("there are no prompts: give --prompts FILE, or --heldout-pairs FILE, whose prompts are used")
     return list({pair.prompt.id: pair.prompt for pair in held_out}.values())

@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help="a profile's name or a .toml file (default: DPO_KIT_PROFILE, else tiny)")
     parser.add_argument("--model", help="the base: a local folder or a Hub id (default: the profile's)")
     parser.add_argument("--pairs", help="your pairs: a file, or the folder or Hub id of a data set")
+    parser.add_argument("--map", nargs="+", action="extend", default=[], metavar="ROLE=COLUMN",
+                        help="columns of the pairs without a usual name, and what values mean")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
                         help="any setting of the profile, such as dpo.beta=0.05")  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="where results go (default: a new folder runs/PROFILE-PAIRS-DATE, "
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def profile_of(arguments: argparse.Namespace) -> Profile:
     """The profile with what the command line sets in it. Raises DpoKitError for an unknown key or a bad value."""
     overrides = parse_overrides(arguments.set)
+    if arguments.map:
+        overrides.setdefault("data", {}).setdefault("map", arguments.map)
     for table, key, value in (("model", "path", arguments.model), ("data", "pairs", arguments.pairs)):
         if value is not None:
             overrides.setdefault(table, {}).setdefault(key, value)

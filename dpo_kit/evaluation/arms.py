@@ -5,7 +5,7 @@ An arm has a name and answers prompts. An answer that does not come is missing, 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -180,9 +180,9 @@ class FileArm:
     temperature and the seed that were asked for. Raises DpoKitError where the file cannot be read.
     """
 
-    def __init__(self, name: str, path: Path):
+    def __init__(self, name: str, path: Path, read: Callable[[Path], list[Response]] | None = None):
         self.name, self.path = name, path
-        rows = read_records(path, Response)
+        rows = read(path) if read else read_records(path, Response)
         named = any(row.arm == name for row in rows)
         self._rows = defaultdict(list)
         for row in rows:
@@ -211,11 +211,12 @@ class FileArm:
         return respond(prompt, Answer(rows[0].text, rows[0].stopped), self.name, sampling)
 
 
-def parse_arm(text: str, base: Base) -> Answerer:
+def parse_arm(text: str, base: Base, read: Callable[[Path], list[Response]] | None = None) -> Answerer:
     """The arm that `name=spec` names on a command line.
 
     spec: `base`, the profile's frozen weights; a folder with an adapter on them; a folder or Hub id with a model of its
-    own; `http://host/v1#model`, an OpenAI-compatible endpoint; `answers.jsonl`, ready answers.
+    own; `http://host/v1#model`, an OpenAI-compatible endpoint; `answers.jsonl`, ready answers, which `read` reads
+    (default: `Response` records).
     Nothing is loaded yet. Raises DpoKitError where the text names none of these.
     """
     name, _, spec = text.partition("=")
@@ -227,8 +228,8 @@ def parse_arm(text: str, base: Base) -> Answerer:
         url, _, model = spec.partition("#")
         return EndpointArm(name, url, model)
     path = Path(spec).expanduser()
-    if path.suffix == ".jsonl":
-        return FileArm(name, path)
+    if path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst"):
+        return FileArm(name, path, read)
     if (path / "adapter_config.json").is_file():
         return base.arm(name, path)
     is_model = (path / "config.json").is_file()

@@ -273,7 +273,8 @@ def calibrate(profile: Profile, config: PretrainedConfig | None = None, tokens: 
     """Measure one layer of the model, with random weights, and multiply.
 
     A model of two layers is timed against one of one, so that what is not a layer drops out; the head, which scores
-    about half of the tokens, is added by its share of the multiplications.
+    about half of the tokens, is added by its share of the multiplications. Where the noise of a busy machine hides the
+    difference, half the time of two layers stands for one layer: too much rather than nothing.
     """
     config = config or configuration(profile.model_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -282,7 +283,8 @@ def calibrate(profile: Profile, config: PretrainedConfig | None = None, tokens: 
     text = config.get_text_config()
     weights = sum(layer.weight.numel() for layer in _linears(skeleton(profile, config))) / text.num_hidden_layers
     layers = text.num_hidden_layers + 0.5 * text.vocab_size * text.hidden_size / weights  # the head as so many layers
-    return Speed(*(max(two - one, 0.0) * layers / tokens for one, two in ((forward1, forward2), (both1, both2))))
+    measured = ((forward1, forward2), (both1, both2))
+    return Speed(*((two - one if two > one else two / 2) * layers / tokens for one, two in measured))
 
 
 def _shallow(profile: Profile, config: PretrainedConfig, layers: int, device: str) -> nn.Module:

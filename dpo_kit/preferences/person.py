@@ -79,7 +79,7 @@ class Annotator:
             tally = f"{counts['tie']} ties, {counts['unjudged']} skipped"
             return scene | {"item": None, "summary": f"{counts['a'] + counts['b']} preferences, {tally}."}
         left, right = (item.a.text, item.b.text)[:: 1 if self.order(item) == "ab" else -1]
-        turns = [[message.role, reveal(message.content)] for message in item.prompt.messages]
+        turns = [[message.role, reveal(message.text)] for message in item.prompt.messages]
         return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
 
 

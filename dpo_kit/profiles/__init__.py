@@ -102,7 +102,8 @@ class DataSettings(Settings):
     Anything else names external pairs: a file in any format of `preferences.importers`, or a folder or Hub id for
     `datasets.load_dataset` with its `split`. At most `limit` of them are used. `heldout` is the share of prompts that
     training measures itself on and never learns from. Where the audit finds a blocking fault in a row, `on_blocking`
-    decides whether the run stops or the row is dropped.
+    decides whether the run stops or the row is dropped. `map` says what columns and values mean that have no usual
+    name, as the option --map does: ["prompt=question", "preference.0=first"].
     """
 
     pairs: str = "triage"
@@ -110,6 +111,7 @@ class DataSettings(Settings):
     limit: Count | None = None
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     on_blocking: Literal["stop", "drop"] = "stop"
+    map: tuple[str, ...] = ()
 
     @property
     def external(self) -> bool:

@@ -166,7 +166,7 @@ def test_fresh_replaces_a_finished_run_and_keeps_other_files(trained, tmp_path, 
     said = capsys.readouterr().out
     assert "DPO starts from data/tiny-base as it is, which is also its reference" in said
     assert "margin on held-out pairs" in said
-    assert "12 pairs are few" in said
+    assert re.search(r"dpo: 1\d pairs are few", said)
     assert f"--arms base=base sft={again}/sft/adapter dpo={again}/release/adapter" in said
     record = json.loads((again / "release" / "adapter" / "dpo_kit.json").read_text())
     assert record["dpo"]["beta"] == 0.5

@@ -41,7 +41,7 @@ def canonical(text: str) -> bytes:
 
 def chat_text(prompt: Prompt) -> str:
     """The whole prompt as one text, roles included."""
-    return "\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
+    return "\n".join(f"{message.role}: {message.text}" for message in prompt.messages)
 
 
 def keys(pairs: Sequence[PreferencePair]) -> list[Key]:

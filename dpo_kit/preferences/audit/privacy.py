@@ -85,7 +85,7 @@ def scan(pairs: Sequence[PreferencePair]) -> tuple[dict[int, str], dict[int, str
     secrets: dict[int, str] = {}
     personal: dict[int, str] = {}
     for row, pair in enumerate(pairs):
-        prompt = "\n".join(message.content for message in pair.prompt.messages)
+        prompt = "\n".join(message.text for message in pair.prompt.messages)
         found: dict[str, list[str]] = {}
         for where, text in (("prompt", prompt), ("chosen", pair.chosen.text), ("rejected", pair.rejected.text)):
             for kind in dict.fromkeys(kind for kind, _ in find(text)):

@@ -109,7 +109,7 @@ _WINNERS: dict[str, Winner] = {"A": "a", "B": "b", "tie": "tie"}
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:
-    return [(f"PROMPT, {message.role} turn", message.content) for message in prompt.messages]
+    return [(f"PROMPT, {message.role} turn", message.text) for message in prompt.messages]
 
 
 def _question(task, form, shape, criteria, blocks, token) -> Question:

@@ -141,13 +141,17 @@ def test_hh_with_the_shared_part_in_a_column_of_its_own(tmp_path):
     assert [m.content for m in pair.prompt.messages] == ["q", "r", "s"]
 
 
-def test_hh_conversations_that_part_early_are_put_aside(tmp_path):
+def test_hh_conversations_that_part_early_are_answers_of_several_turns(tmp_path):
     a, b = "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b\n\nHuman: r\n\nAssistant: c"
-    path = saved(tmp_path / "hh.jsonl", [{"chosen": a, "rejected": b}, {"chosen": a, "rejected": a + "!"}])
-    with pytest.raises(DpoKitError, match=r"hh\.jsonl, line 1: .*part at one last assistant answer"):
+    c = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: c"
+    d = c.replace("Human: r", "Human: s")
+    path = saved(tmp_path / "hh.jsonl", [{"chosen": a, "rejected": b}, {"chosen": c, "rejected": d}])
+    with pytest.raises(DpoKitError, match=r"hh\.jsonl, line 2: .*part at an assistant's turn"):
         import_pairs(path)
     imported = import_pairs(path, quarantine=tmp_path / "bad.jsonl")
-    assert ([p.rejected.text for p in imported.pairs], imported.quarantined) == (["a!"], 1)
+    ((chosen, rejected),) = [(p.chosen.messages, p.rejected.messages) for p in imported.pairs]
+    assert [(m.role, m.content) for m in rejected] == [("assistant", "b"), ("user", "r"), ("assistant", "c")]
+    assert ([m.content for m in chosen], imported.quarantined) == (["a"], 1)
 
 
 def test_a_few_odd_rows_do_not_turn_transcripts_into_plain_texts(tmp_path):
@@ -260,7 +264,11 @@ def test_labels_counted_from_0_are_refused_and_not_taken_for_ties(tmp_path):
     row = {"input": "q", "output_1": "x", "output_2": "y"}
     with pytest.raises(DpoKitError, match=r"line 1: label: between 1 .* found 0"):
         one(tmp_path, row | {"label": 0})
-    assert import_pairs(saved(tmp_path / "a.jsonl", [row | {"preference": 0}])).without_pair == {"tie": 1}
+    draws = [row | {"preference": value, "annotator": "gpt"} for value in (0, 1, 2)]
+    assert import_pairs(saved(tmp_path / "a.jsonl", draws)).without_pair == {"tie": 1}
+    for values in ({0}, {0, 1}, {0, 1, 2}, {-1, 1}):
+        with pytest.raises(DpoKitError, match=r"preference.*--map preference\."):
+            import_pairs(saved(tmp_path / "a.jsonl", [row | {"preference": value} for value in sorted(values)]))
 
 
 def test_good_answers_meet_bad_ones_of_the_same_prompt_only(tmp_path):
@@ -520,7 +528,7 @@ def test_a_row_of_another_format_is_put_aside(tmp_path):
     rows = [SHP, SHP, {"prompt": "q", "chosen": "a", "rejected": "b"}]
     imported = import_pairs(saved(tmp_path / "x.jsonl", rows), quarantine=tmp_path / "bad.jsonl")
     assert (imported.format, len(imported.pairs), imported.quarantined) == ("shp", 2, 1)
-    assert read_jsonl(tmp_path / "bad.jsonl")[0]["reason"] == "not in the format shp: no column history"
+    assert read_jsonl(tmp_path / "bad.jsonl")[0]["reason"] == "not in the format shp: no column human_ref_a"
 
 
 # Prompts.
@@ -568,8 +576,8 @@ def test_prompts_of_pairs_are_those_of_ties_and_lonely_answers_too(tmp_path):
     [
         ({"text": "?"}, "line 2: no prompt: none of the columns prompt, question"),
         ({"prompt": 3}, "line 2: prompt: a text was expected, found int"),
-        ({"messages": ["?"]}, "line 2: messages: a list of objects with role and content was expected"),
-        ({"messages": chat("q", "an answer")}, "line 2: prompt: wrong role order"),
+        ({"messages": ["?"]}, "line 2: prompt: a list of objects with role and content was expected"),
+        ({"messages": chat("q", "a", "b", "c", "d")[1:]}, "line 2: prompt: wrong role order"),
         ({"prompt": "q", "facts": "many"}, "line 2: facts"),
         ({"prompt": "another question", "id": 1}, "two prompts have the id '1'"),
     ],
