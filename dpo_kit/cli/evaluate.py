@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Without it the prompts of --heldout-pairs are used.")  # fmt: skip
     add("--model", help="The base of `base` and of the adapters: a local folder or a Hub id. The default is the base "
         "of the profile, or of the adapters' records.")  # fmt: skip
+    add("--chat-template", metavar="FILE|chatml|none", help="A chat template in place of the tokenizer's own. An "
+        "adapter that was trained with another one carries it.")  # fmt: skip
     add("--profile", help="The profile whose settings are used. The default is DPO_KIT_PROFILE, else the profile that "
         "an adapter's record names, else tiny.")  # fmt: skip
     add("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
@@ -154,7 +156,11 @@ def show(result: dict, arguments: argparse.Namespace) -> None:
 def _typed(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What the command line sets in the profile, by table."""
     typed = parse_overrides(arguments.set)
-    named = (("model", "path", arguments.model), ("evaluation", "max_new_tokens", arguments.max_new_tokens))
+    named = (
+        ("model", "path", arguments.model),
+        ("model", "chat_template", arguments.chat_template),
+        ("evaluation", "max_new_tokens", arguments.max_new_tokens),
+    )
     for table, key, value in named:
         if value is not None:
             typed.setdefault(table, {})[key] = value

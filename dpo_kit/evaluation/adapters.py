@@ -16,8 +16,11 @@ from dpo_kit.files import json_object
 from dpo_kit.models.identity import ADAPTED, FINGERPRINT, RECORD, base_fingerprint, read_record
 from dpo_kit.profiles import Profile, load_profile, profile_names
 
-# settings of the table `model` that shape an adapter or its training, and not what its arm answers
-OF_TRAINING = {"lora_r", "lora_alpha", "lora_targets", "rslora", "dora", "checkpointing", "checkpoint_layers"}
+# settings of the table `model` that shape an adapter or its training, and not what its arm answers; and the template,
+# which lies beside the adapter and is read there, so that no record names a file to open
+OF_TRAINING = {
+    "lora_r", "lora_alpha", "lora_targets", "rslora", "dora", "checkpointing", "checkpoint_layers", "chat_template",
+}  # fmt: skip
 Overrides = Mapping[str, dict[str, Any]]  # table -> key -> value, as the command line sets it
 
 
