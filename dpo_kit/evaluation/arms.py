@@ -124,9 +124,12 @@ class ModelArm:
         self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
-        loaded = self.base.load(self.name, self.folder)
-        answers = generate(loaded, self.name if self.folder else "base", prompts, sampling, store)
+        answers = generate(*self.weights(), prompts, sampling, store)
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
+
+    def weights(self) -> tuple[Arms, str]:
+        """The loaded weights, and what this arm is called among them."""
+        return self.base.load(self.name, self.folder), self.name if self.folder else "base"
 
     def release(self) -> None:
         """Free the weights, unless other arms share them."""
