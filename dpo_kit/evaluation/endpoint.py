@@ -72,9 +72,9 @@ class EndpointArm:
     def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer | Missing:
         if self._failures >= self.give_up_after:
             return Missing(prompt.id, f"not asked: {self.give_up_after} requests in a row had failed")
-        drawn = {"temperature": sampling.temperature, "seed": row_seed(prompt.id, sampling.seed) % 2**31}
+        seed = row_seed(prompt.id, sampling.seed) % 2**31
         try:
-            reply = self.server.ask(prompt.chat(), sampling.max_new_tokens, **drawn)
+            reply = self.server.ask(prompt.chat(), sampling.max_new_tokens, temperature=sampling.temperature, seed=seed)
         except (Unanswered, DpoKitError) as failure:  # other arms may still answer, so the comparison goes on
             self._failures += 1
             return Missing(prompt.id, str(failure))

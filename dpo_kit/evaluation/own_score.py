@@ -5,6 +5,7 @@ a record, a profile or a data set.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -40,11 +41,12 @@ def load_score(named: str) -> Score:
     return score
 
 
+def mean_score(score: Score) -> Callable[[Prompt, str], float]:
+    """The score as one number, checked: the mean where it gives several metrics."""
+    check = checked(score)
+    return lambda prompt, text: fmean(check(prompt, text).values())
+
+
 def score_judge(score: Score) -> Judge:
     """The judge that prefers the answer of higher score, where a score of several metrics counts as their mean."""
-    check = checked(score)
-
-    def mean(prompt: Prompt, text: str) -> float:
-        return fmean(check(prompt, text).values())
-
-    return by_score(mean, f"score {getattr(score, '__name__', 'function')}")
+    return by_score(mean_score(score), f"score {getattr(score, '__name__', 'function')}")

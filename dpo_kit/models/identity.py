@@ -120,7 +120,7 @@ def check_shipped_model(folder: Path) -> None:
 # ---- in memory --------------------------------------------------------------------------------------------------
 
 
-def model_identity(model: "nn.Module", adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
+def model_identity(model: Any, adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
     """A hash of all that decides what a model computes: its frozen weights, `adapter` on them, and `context`.
 
     Other adapters do not enter. `frozen` is what `frozen_identity` gave before, because it reads gigabytes; `context`

@@ -227,7 +227,7 @@ class Server:
             if system := "\n\n".join(m["content"] for m in messages if m["role"] == "system"):
                 said["system"] = system
             messages = [message for message in messages if message["role"] != "system"]
-            shape = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+            shape: dict[str, Any] = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
         else:
             if self._variable in VENDOR_KEYS.values():  # OpenAI's newer models refuse the name that all others know
                 said["max_completion_tokens"] = said.pop("max_tokens")
@@ -237,13 +237,15 @@ class Server:
 
     def _send(self, body: dict[str, Any]) -> Completion:
         path = "/v1/messages" if self.kind == "anthropic" else "/chat/completions"
-        failure, reply = None, None
+        failure = None
         try:  # ASCII, because JSON's escapes carry even half a surrogate pair
             reply = self._client.post(self.url.rstrip("/") + path, content=json.dumps(body))
         except httpx.HTTPError as error:
             failure = self._lost(error)
-        if failure or not reply.is_success:
-            raise failure or self._refusal(reply)  # outside of `except`: the library's exception is no context of it
+        if failure:
+            raise failure  # outside of `except`, so that the library's exception is no context of it
+        if not reply.is_success:
+            raise self._refusal(reply)
         try:
             return (_read_anthropic if self.kind == "anthropic" else _read_openai)(json.loads(reply.content))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):

@@ -120,7 +120,7 @@ class Store(Database, Generic[Value]):
         rows = [(key, json.dumps(value)) for key, value in zip(keys, values, strict=True)]
         with self._transaction() as db:
             db.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", rows)
-            return [self._read(db, key) for key in keys]
+            return [value for key in keys if (value := self._read(db, key)) is not None]  # all are there now
 
     def _read(self, db: sqlite3.Connection, key: str) -> Value | None:
         row = db.execute("SELECT json FROM kept WHERE key = ?", (key,)).fetchone()

@@ -58,8 +58,10 @@ class JudgeClient:
             raise DpoKitError("judge.model is empty: name a model that the server knows")
         if not s.base_url and not (s.input_price and s.output_price):
             raise DpoKitError("judge.input_price and output_price are 0: without prices judge.max_dollars cannot hold")
-        limits = {"timeout": s.timeout_seconds, "attempts": s.attempts, "max_dollars": s.max_dollars, "sleep": sleep}
-        self.server = Server("judge", s.kind, s.base_url, s.model, OTHERS_KEY, prices=_prices(s), **limits)
+        self.server = Server(
+            "judge", s.kind, s.base_url, s.model, OTHERS_KEY, timeout=s.timeout_seconds, attempts=s.attempts,
+            prices=_prices(s), max_dollars=s.max_dollars, sleep=sleep,
+        )  # fmt: skip
         self.tally, self.budget = self.server.tally, self.server.budget
         self.store = Store(cache, Reply)
         self._being_asked: dict[str, threading.Lock] = {}
@@ -84,8 +86,10 @@ class JudgeClient:
             return value, reply.at
 
     def _answer(self, question: Question) -> Reply:
-        limits = {"max_tokens": self.settings.max_reply_tokens, "temperature": self.settings.temperature}
-        reply = self.server.ask(question.messages, schema=question.schema, **limits)
+        s = self.settings
+        reply = self.server.ask(
+            question.messages, s.max_reply_tokens, temperature=s.temperature, schema=question.schema
+        )
         if reply.end in ("refused", "length"):
             refused = reply.end == "refused"
             raise Unanswered("the judge refused" if refused else "the reply was cut off at the token limit")
