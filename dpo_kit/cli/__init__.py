@@ -10,12 +10,12 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from types import ModuleType
 
-from dpo_kit.cli import audit, evaluate, run, train
+from dpo_kit.cli import audit, evaluate, pairs, run, train
 from dpo_kit.errors import DpoKitError
 from dpo_kit.triage import pretrain
 
 COMMANDS: dict[str, ModuleType] = {
-    "run": run, "audit": audit, "train": train, "evaluate": evaluate, "pretrain": pretrain,
+    "run": run, "audit": audit, "pairs": pairs, "train": train, "evaluate": evaluate, "pretrain": pretrain,
 }  # fmt: skip
 
 

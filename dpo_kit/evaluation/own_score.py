@@ -4,6 +4,7 @@ The file is executed with all rights of the user, so its path comes from what wa
 a record, a profile or a data set.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -39,11 +40,12 @@ def load_score(named: str) -> Score:
     return score
 
 
+def mean_score(score: Score) -> Callable[[Prompt, str], float]:
+    """The score as one number, checked: the mean where it gives several metrics."""
+    check = checked(score)
+    return lambda prompt, text: fmean(check(prompt, text).values())
+
+
 def score_judge(score: Score) -> Judge:
     """The judge that prefers the answer of higher score, where a score of several metrics counts as their mean."""
-    check = checked(score)
-
-    def mean(prompt: Prompt, text: str) -> float:
-        return fmean(check(prompt, text).values())
-
-    return by_score(mean, f"score {getattr(score, '__name__', 'function')}")
+    return by_score(mean_score(score), f"score {getattr(score, '__name__', 'function')}")
