@@ -145,7 +145,9 @@ def near_pair(base: PreferencePair, rng: random.Random, words: list[str]) -> Pre
 
 
 def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
-    """Plant every fault in `rate` of the rows. Returns the pairs, the faulty rows by check, the holdout."""
+    """Plant every fault in `rate` of the rows. Returns the pairs, the faulty rows by check, the holdout, and for each
+    near-duplicate the row that it was made from: the audit may drop either of the two.
+    """
     rows, free = list(pairs), list(range(len(pairs)))
     rng.shuffle(free)
     truth: dict[str, set[int]] = {}
@@ -199,7 +201,9 @@ def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
             "duplicates",
             with_texts(rows[row], lambda text: f" {text.upper()}\n".replace(" ", "  "), ("chosen", "prompt")),
         )
+    twins = {}
     for row in originals[each:]:
+        twins[len(rows)] = row
         add("near-duplicates", near_pair(rows[row], rng, words))
     for row in some_rows("opposite labels"):
         p = rows[row]
@@ -209,7 +213,7 @@ def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
         third = p.chosen.model_copy(update={"text": " ".join(rng.choices(words, k=40)) + "."})
         add("preference cycles", p.model_copy(update={"chosen": p.rejected, "rejected": third}))
         add("preference cycles", p.model_copy(update={"chosen": third, "rejected": p.chosen}))
-    return rows, truth, holdout
+    return rows, truth, holdout, twins
 
 
 def disordered(p: PreferencePair, rng: random.Random) -> PreferencePair:
@@ -247,18 +251,23 @@ def faulty_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def scores(report: AuditReport, truth: dict[str, set[int]]) -> tuple[dict[str, tuple[int, int]], set[int]]:
+def scores(
+    report: AuditReport, truth: dict[str, set[int]], twins: dict[int, int]
+) -> tuple[dict[str, tuple[int, int]], set[int]]:
     """By check how many planted rows it found of how many, and the clean rows that any check of rows flagged."""
-    found = {check: (len(rows & set(report[check].rows)), len(rows)) for check, rows in truth.items()}
-    faulty = set().union(*truth.values())
+    found = {}
+    for check, rows in truth.items():
+        flagged = set(report[check].rows)
+        found[check] = (sum(row in flagged or twins.get(row) in flagged for row in rows), len(rows))
+    faulty = set().union(*truth.values(), twins.values())
     return found, {row for finding in report.findings for row in finding.rows} - faulty
 
 
-def seeded(n: int, seed: int, rate: float = 0.01) -> tuple[AuditReport, dict[str, set[int]]]:
+def seeded(n: int, seed: int, rate: float = 0.01) -> tuple[AuditReport, dict[str, set[int]], dict[int, int]]:
     """Audit `n` clean pairs in which every fault was planted."""
     rng = random.Random(seed)
-    rows, truth, holdout = plant(clean_pairs(n, rng), rate, rng)
-    return audit_pairs(rows, faulty_tokenizer(), holdout, MAX_LENGTH), truth
+    rows, truth, holdout, twins = plant(clean_pairs(n, rng), rate, rng)
+    return audit_pairs(rows, faulty_tokenizer(), holdout, MAX_LENGTH), truth, twins
 
 
 def speed(n: int, seed: int) -> None:
@@ -301,8 +310,8 @@ def main() -> None:
     elif arguments.speed:
         speed(arguments.speed, arguments.seed)
     else:
-        report, truth = seeded(arguments.pairs, arguments.seed)
-        found, false = scores(report, truth)
+        report, truth, twins = seeded(arguments.pairs, arguments.seed)
+        found, false = scores(report, truth, twins)
         print("| fault | planted | found | recall |\n| --- | ---: | ---: | ---: |")
         for check, (hits, planted) in found.items():
             print(f"| {check} | {planted} | {hits} | {hits / planted:.1%} |")

@@ -517,8 +517,8 @@ def test_a_language_that_is_not_the_others_is_said():
 
 
 def test_seeded_faults_are_found_and_clean_rows_are_left_alone(real_data):
-    report, truth = audit_faults.seeded(1000, seed=1)
-    found, false = audit_faults.scores(report, truth)
+    report, truth, twins = audit_faults.seeded(1000, seed=1)
+    found, false = audit_faults.scores(report, truth, twins)
     near = {check for check in found if check.startswith("near")}
     for check, (hits, planted) in found.items():
         if check not in audit_faults.HEURISTIC:
