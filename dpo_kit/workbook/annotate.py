@@ -1,9 +1,9 @@
 """A person as judge, in a notebook cell: two answers side by side, one key a label.
 
-`Annotator` does the work: which item comes next, which answer stands on which side, which label was given. It asks the
-file of labels each time, so that a restart, a second window or a kill changes nothing. `AnnotatorWidget` only shows
-it. Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
-told it that the label was committed.
+`Annotator` decides which item comes next and which answer is on which side, and stores the labels. It reads the file of
+labels each time, so that a restart, a second window or a kill loses no label. `AnnotatorWidget` only shows the items.
+Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
+reported that the label was committed.
 
 The widget is an anywidget, because ipywidgets' boxes decide the focus order, key events and ARIA attributes by
 themselves.
@@ -31,7 +31,7 @@ WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"
 
 
 class Annotator:
-    """One person at work on one list of items, in its order; an item with a label is not asked again."""
+    """One person who labels one list of items in order; an item that has a label is not asked again."""
 
     def __init__(self, items: Sequence[Item], name: str, labels: Labels, seed: int = 0) -> None:
         """Raises DpoKitError where the name is empty or cannot be shown."""
@@ -53,14 +53,14 @@ class Annotator:
         return next((item for item in self.items if item.id not in done), None)
 
     def order(self, item: Item) -> Order:
-        """Which answer stands on the left, side A: a coin of this seed, annotator and item, the same at every look."""
-        # Not `hash`, which differs from one process to the next.
+        """Which answer is on the left, as side A: random, but always the same for one seed, annotator and item."""
+        # Python's `hash` is not used, because it differs from one process to the next.
         return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
 
     def choose(self, item_id: str, side: Choice, note: str = "") -> str:
         """Label the current item by the side on the screen, where a is the left one. Returns a sentence to show.
 
-        The id of any other item does nothing: a second click, or one in a window that fell behind, is no second label.
+        With the id of any other item nothing is stored, so a second click or an outdated window adds no second label.
         """
         item = self.current()
         if item is None or item.id != item_id:
@@ -78,7 +78,7 @@ class Annotator:
         return "There is nothing to undo.", ""
 
     def scene(self, status: str = "", note: str = "") -> dict[str, Any]:
-        """All that the widget shows, as plain data. Sides are `left` and `right`: nothing tells which is which."""
+        """All that the widget shows, as plain data. Sides are `left` and `right`, so the data do not show the order."""
         item, verdicts = self.current(), self.verdicts()
         counts = Counter(verdict.winner for verdict in verdicts.values())
         scene = {"done": len(verdicts), "total": len(self.items), "name": self.name, "status": status, "note": note}

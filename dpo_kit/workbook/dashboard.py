@@ -1,9 +1,9 @@
-"""DPO training watched from a notebook: panels that move, a Stop button, and a warning where something looks wrong.
+"""DPO training watched from a notebook: live panels, a Stop button, and a warning where something looks wrong.
 
-Training runs in a thread of its own and only hands over rows. The kernel's loop looks at them twice a second and draws
-what is new, so no widget is touched from two threads, and a click is handled while a step is running. When training
-ends, a static figure replaces the live panels, and a saved notebook holds no widget state. Without a person at a
-notebook page only the static figure is shown.
+Training runs in its own thread and only passes rows on. The kernel's event loop checks for new rows twice a second and
+draws them. So only one thread uses the widgets, and a click is handled while a step is running. When training ends, a
+static figure replaces the live panels, so that a saved notebook holds no widget state. Where no person has the
+notebook open, only the static figure is shown.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from dpo_kit.views.training import LIVE, column, dashboard_figure
 from dpo_kit.workbook.show import show
 from dpo_kit.workbook.training_warnings import TrainingWarning, warnings_in
 
-REDRAW = 0.5  # least seconds between two looks at the log; they grow so that drawing takes at most a fifth of the time
+REDRAW = 0.5  # the least seconds between two updates; longer where drawing would take over a fifth of the time
 
 
 class Dashboard:
-    """What is known so far of one run of `total_steps` steps. `stop` is the event that its button sets.
+    """The rows so far of one run of `total_steps` steps. `stop` is the event that its button sets.
 
-    Where epochs are fractions, so are the steps computed from them: they are rounded up, as the trainer does. A row
-    that arrives again, as after a run was resumed, replaces the earlier one.
+    `total_steps` may be a fraction, where epochs are: it is rounded up, as the trainer does. A row that arrives again,
+    because the run was resumed, replaces the earlier one.
     """
 
     def __init__(self, total_steps: float, stop: threading.Event | None = None, batch_size: int | None = None):
@@ -54,7 +54,7 @@ class Dashboard:
         return list(self._rows.values())
 
     def warnings(self) -> list[TrainingWarning]:
-        """The warnings that the rows so far give reason for."""
+        """The warnings about the rows so far."""
         return warnings_in(self.rows, self.batch_size)
 
     def progress(self) -> str:
@@ -68,7 +68,7 @@ class Dashboard:
         return " · ".join(parts)
 
     def step(self) -> int:
-        """The newest step of which there is a row."""
+        """The latest step that has a row."""
         return max((row["step"] for row in self.rows), default=0)
 
     async def watch(self, train: Callable[..., Any], *args: Any, callbacks: Sequence[Any] = (), **options: Any) -> Any:
@@ -98,7 +98,7 @@ class Dashboard:
 
 
 class Controls(anywidget.AnyWidget):
-    """Progress and the Stop button. `announced` is what a screen reader says, so it changes seldom."""
+    """Progress and the Stop button. A screen reader reads `announced` at each change, so it changes seldom."""
 
     _esm = Path(__file__).with_name("dashboard.js")
     _css = Path(__file__).with_name("dashboard.css")

@@ -1,9 +1,9 @@
 """Warnings about a DPO training, from the rows of its metrics log; each links to the lesson that explains it.
 
-A warning compares one stretch of the log with another, and asks for more than the noise of one row: a mean over the
-last quarter of the steps that lies beyond two standard errors, or two measurements in a row. Thresholds are rules of
-thumb, set so that the shipped run of the tiny profile is quiet, and a warning is a reason to look, not a verdict. A
-rule whose columns a log does not have says nothing.
+A warning compares one part of the log with another. The noise of one row is not enough for it: either a mean over the
+last quarter of the steps must lie beyond two standard errors, or two measurements in a row must agree. The thresholds
+are rules of thumb, chosen so that the shipped run of the tiny profile has no warning. A warning is a reason to look at
+the run and does not prove a fault. A rule is skipped if the log does not have its columns.
 """
 
 import math
@@ -17,7 +17,7 @@ from scipy.stats import linregress
 from dpo_kit.views.training import column
 
 PAPER, GRADIENT, DATA = "01_paper_math.ipynb", "02_loss_and_gradient.ipynb", "04_preference_data.ipynb"
-FEWEST = 8  # with fewer steps there is no word on a trend
+FEWEST = 8  # with fewer steps nothing is said about a trend
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingWarning:
 
 
 def warnings_in(rows: Iterable[dict], batch_size: int | None = None) -> list[TrainingWarning]:
-    """Every warning that the rows of a metrics log, or of a stock trainer's, give reason for.
+    """All warnings about the rows of a metrics log, or of a stock trainer's log.
 
     `batch_size` is the number of pairs behind one row; where it is not known, it is guessed from the accuracies.
     """
