@@ -1,4 +1,4 @@
-"""What the project says of itself is true: README, environment.yml, the layout."""
+"""What the project's files say about it is true: README, environment.yml, the layout of the package."""
 
 import ast
 import importlib
