@@ -78,7 +78,10 @@ class Prompt(Sparse):
 
     @classmethod
     def of(
-        cls, messages: Iterable[Message], facts: dict[str, Any] | None = None, tools: Sequence[dict] | None = None
+        cls,
+        messages: Iterable[Message],
+        facts: dict[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
     ) -> "Prompt":
         """A prompt whose id is a hash of its messages and tools, so that the same ones always get the same id."""
         messages, tools = tuple(messages), tuple(tools) if tools else None
@@ -210,9 +213,8 @@ class PreferencePair(Record):
             except ValueError as error:
                 raise error if isinstance(error, ValidationError) else ValueError(f"{name}: {error}") from None
 
-        sides = {name: side(name) for name in ("chosen", "rejected")}
-        known = {name: row.get(name) for name in LATER_OF_PAIRS}
-        return cls(prompt=prompt, **sides, verdict=row["verdict"], **known)
+        later: dict[str, Any] = {name: row.get(name) for name in LATER_OF_PAIRS}
+        return cls(prompt=prompt, chosen=side("chosen"), rejected=side("rejected"), verdict=row["verdict"], **later)
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:
@@ -230,7 +232,7 @@ def side_fault(messages: Sequence[Message]) -> str | None:
     return _fault(messages, SIDE_ROLES, "an answer begins and ends with the assistant, and others take turns with it")
 
 
-def _fault(messages: Sequence[Message], right: re.Pattern, rule: str) -> str | None:
+def _fault(messages: Sequence[Message], right: re.Pattern[str], rule: str) -> str | None:
     roles = [message.role for message in messages]
     if right.fullmatch("".join(role[0] for role in roles)):
         return None

@@ -14,8 +14,9 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.jsonl import read_records
 from dpo_kit.models.generation import Answer, Missing, Sampling, StopCounts, count_stops, generate, respond
-from dpo_kit.models.loading import Arms, add_adapter, load_arms
+from dpo_kit.models.loading import Arms, add_adapter, load_base
 from dpo_kit.models.store import Store
+from dpo_kit.models.tokens import template_of
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 
@@ -123,9 +124,12 @@ class ModelArm:
         self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
-        loaded = self.base.load(self.name, self.folder)
-        answers = generate(loaded, self.name if self.folder else "base", prompts, sampling, store)
+        answers = generate(*self.weights(), prompts, sampling, store)
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
+
+    def weights(self) -> tuple[Arms, str]:
+        """The loaded weights, and what this arm is called among them."""
+        return self.base.load(self.name, self.folder), self.name if self.folder else "base"
 
     def release(self) -> None:
         """Free the weights, unless other arms share them."""
@@ -142,25 +146,28 @@ class Base:
         self.profile, self.shared = profile, shared
         self._arms: Arms | None = None
         self._added: set[str] = set()
+        self._recorded: Path | None = None  # the first adapter with a template: the base alone is asked with it too
 
     def arm(self, name: str, folder: Path | None = None) -> ModelArm:
         """The frozen weights alone, or with the adapter in `folder`. The name "base" is for the weights alone."""
         if folder and name == "base":
             raise DpoKitError(f"{folder}: an adapter cannot be called 'base', which is the weights alone; rename it")
+        self._recorded = self._recorded or (folder if template_of(folder) else None)
         return ModelArm(name, self, folder)
 
     def load(self, name: str, folder: Path | None) -> Arms:
-        """The weights with the adapters that were asked for so far. Raises DpoKitError for a model without chats."""
+        """The weights with the adapters that were asked for so far. Raises DpoKitError for another chat template."""
         if self._arms is None:
-            self._arms = load_arms(self.profile, {})
-            tokenizer = self._arms.tokenizer
-            if tokenizer.chat_template is None:
-                raise DpoKitError(f"{self.profile.model.path}: no chat template; give a model that was trained to chat")
-            if tokenizer.pad_token is None:  # generation masks the padding, so any token serves
-                tokenizer.pad_token = tokenizer.eos_token
+            self._arms = Arms(*load_base(self.profile, self._recorded))
         if folder is not None and name not in self._added:
             self._arms.model = add_adapter(self._arms.model, name, folder)
             self._added.add(name)
+        template = template_of(folder)
+        if template and template != self._arms.tokenizer.chat_template:
+            raise DpoKitError(
+                f"{folder}: this adapter was trained with another chat template, or on another day's date, than "
+                f"{self._recorded}; answers to different prompts are not compared: train both in the same way"
+            )
         return self._arms
 
     def release(self) -> None:

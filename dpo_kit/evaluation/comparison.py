@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation import statistics
 from dpo_kit.evaluation.results import Comparison, Difference, Gap, Interval, Judged, Metric, Outcome
-from dpo_kit.evaluation.scoring import Rate, Score, checked, rate_all, same_judge
+from dpo_kit.evaluation.scoring import Rate, Score, checked, rate_all, same_judge, unjudged_because
 from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 
@@ -65,15 +65,14 @@ def compare(
     cluster = {p.id: clusters(p) for p in prompts} if clusters else None
     verdicts = {} if judge is None else _verdicts(judge, prompts, texts, primary, workers)
     warning = same_judge(verdicts.values(), trained_on)
-    metrics = list(dict.fromkeys(metric for arm in arms for metric in columns[arm]))
-    gains = _under_holm([_difference(metric, *primary, columns, cluster) for metric in metrics])
+    metrics = compare_columns(columns, arms, primary, cluster)
     others = [(later, earlier) for earlier, later in combinations(arms, 2) if {earlier, later} != set(primary)]
     worth = statistics.pairwise(list(verdicts.values()), cluster and [cluster[p] for p in verdicts])
     return Comparison(
         n_prompts=len(prompts),
         arms=tuple(arms),
         primary=tuple(primary),
-        metrics={gain.metric: _metric(gain, arms, columns, cluster) for gain in gains},
+        metrics=metrics,
         pairwise=None if judge is None else worth,
         contrasts=tuple(_under_holm([_difference(m, *pair, columns, cluster) for pair in others for m in metrics])),
         judged=None if judge is None else _judged(verdicts, texts, primary),
@@ -86,6 +85,7 @@ def compare(
         else {},
         warnings=(warning,) if warning else (),
         outcomes=tuple(_outcome(prompt.id, arms, texts, columns, verdicts.get(prompt.id)) for prompt in prompts),
+        unjudged_because=unjudged_because(verdicts.values()),
     )
 
 
@@ -96,6 +96,22 @@ def first_answers(
     texts = _texts(prompts, responses, _ordered({r.arm: None for r in responses}))
     answered = [p for p in prompts if all(p.id in of_arm for of_arm in texts.values())]
     return answered, {arm: [of_arm[p.id][0] for p in answered] for arm, of_arm in texts.items()}
+
+
+def compare_columns(
+    columns: Columns,
+    arms: Sequence[str],
+    primary: tuple[str, str],
+    cluster: Clusters = None,
+    smallest: Mapping[str, float] | None = None,
+) -> dict[str, Metric]:
+    """Every metric of the columns: the mean of each arm, and the primary difference under Holm's correction over all.
+
+    `smallest` gives by metric the smallest difference that would matter, where it is not `SMALLEST_INTERESTING`.
+    """
+    metrics = list(dict.fromkeys(metric for arm in arms for metric in columns[arm]))
+    gains = [_difference(m, *primary, columns, cluster, (smallest or {}).get(m)) for m in metrics]
+    return {gain.metric: _metric(gain, arms, columns, cluster) for gain in _under_holm(gains)}
 
 
 def _ordered(arms: Iterable[str]) -> list[str]:
@@ -152,11 +168,14 @@ def _metric(gain: Difference, arms: Sequence[str], columns: Columns, cluster: Cl
     for arm in arms:
         scores = columns[arm].get(gain.metric, {})
         sources = cluster and [cluster[p] for p in scores]
-        intervals[arm] = statistics.mean_interval(list(scores.values()), sources, bounds) if scores else None
-    return Metric({arm: interval and interval.mean for arm, interval in intervals.items()}, gain, intervals)
+        known = len(scores) > 1 or bounds or all(0 <= score <= 1 for score in scores.values())
+        intervals[arm] = statistics.mean_interval(list(scores.values()), sources, bounds) if scores and known else None
+    return Metric({arm: _mean(columns[arm].get(gain.metric, {}).values()) for arm in arms}, gain, intervals)
 
 
-def _difference(metric: str, treated: str, control: str, columns: Columns, cluster: Clusters) -> Difference:
+def _difference(
+    metric: str, treated: str, control: str, columns: Columns, cluster: Clusters, matters: float | None = None
+) -> Difference:
     """Treated - control on the prompts that both answered, with interval, verdict and smallest detectable effect."""
     ours, theirs = columns[treated].get(metric, {}), columns[control].get(metric, {})
     both = [prompt for prompt in ours if prompt in theirs]
@@ -165,6 +184,7 @@ def _difference(metric: str, treated: str, control: str, columns: Columns, clust
         few = f"nothing to compare: {len(both)} prompts have both"
         return Difference(**contrast, interval=None, p_value=1.0, p_holm=1.0, verdict=few, could_see=None)
     bounds, smallest = (SCALE, 4 * SMALLEST_INTERESTING) if metric == RATING else (None, SMALLEST_INTERESTING)
+    smallest = smallest if matters is None else matters
     pairs = [(ours[p], theirs[p]) for p in both]
     sources = cluster and [cluster[p] for p in both]
     interval = statistics.paired_difference(*zip(*pairs, strict=True), sources, bounds)

@@ -38,8 +38,8 @@ def evaluate_answers(
 
     Where `responses` also hold greedy answers, these are compared separately. `resample` are second answers of the
     control arm, for the control that compares an arm with itself. Controls ask the judge about the first `controlled`
-    prompts, or all. `made` holds further fields of the report, such as its `profile` and its `versions`; the other
-    arguments are those of `compare`. Raises DpoKitError as `compare` does.
+    prompts, or all; with 0 they ask it nothing. `made` holds further fields of the report, such as its `profile` and
+    its `versions`; the other arguments are those of `compare`. Raises DpoKitError as `compare` does.
     """
     settings = {"arms": arms, "primary": primary, "rate": rate, "trained_on": trained_on, "workers": workers}
     # the sampled answers; the controls use these
@@ -47,7 +47,8 @@ def evaluate_answers(
     # empty where all answers are greedy, because then they are the answers at `temperature`
     greedy = [response for response in responses if response.temperature == 0 != temperature]
     compared = compare(prompts, drawn, score, judge, reasons=reasons, **settings)
-    controls = _controls(prompts[:controlled], drawn, resample, judge, primary, seed, workers)
+    asked = judge if controlled != 0 else None
+    controls = _controls(prompts[: controlled or None], drawn, resample, asked, primary, seed, workers)
     if controls is None:
         told = "the judge's controls were not run: they need two prompts that all arms answered"
         compared = replace(compared, warnings=(*compared.warnings, told))

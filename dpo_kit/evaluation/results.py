@@ -150,12 +150,54 @@ class Control:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The implicit rewards of the arm `policy` against the arm `reference` on `n` held-out pairs.
+
+    r(x, y) = beta (log pi(y | x) - log pi_ref(y | x)). `accuracy` is the share of pairs whose chosen answer has the
+    higher reward, `margin` the mean of r(chosen) - r(rejected); both by prompt. The verdicts compare them with 1/2 and
+    with 0.
+    """
+
+    policy: str
+    reference: str
+    beta: float
+    n: int
+    accuracy: Interval
+    margin: Interval | None
+    accuracy_verdict: str
+    margin_verdict: str
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What `after` lost against `before`: the log-loss of a neutral text, and pass rates of small tasks.
+
+    `log_loss` is in nats a token, by paragraph, and None where an arm's weights are not at hand; `tasks` holds the
+    pass rate of each kind of task, and of `all_tasks`. All of them stand under one Holm correction.
+    """
+
+    before: str
+    after: str
+    n_tasks: int
+    log_loss: Metric | None
+    tasks: dict[str, Metric]
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What is worse after than before, by name: empty where nothing was shown to be lost."""
+        found = {**({"log_loss": self.log_loss} if self.log_loss else {}), **self.tasks}
+        return tuple(name for name, metric in found.items() if metric.difference.verdict == "worse")
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Arms compared on the same prompts at one temperature.
 
     `primary` names the treated and the control arm of the contrast that was fixed in advance. Its differences stand in
     `metrics`, all others in `contrasts`; `pairwise` and `judged` are what a judge says of it, None without a judge.
-    `stopped` is by arm the share of answers that ended by themselves, and `characters` their mean length.
+    `stopped` is by arm the share of answers that ended by themselves, and `characters` their mean length. `heuristics`
+    are metrics of the answers that need no judge and say nothing of better or worse. `unjudged_because` counts a
+    judge's reasons for giving no verdict.
     """
 
     n_prompts: int
@@ -172,6 +214,8 @@ class Comparison:
     unscored: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    heuristics: dict[str, Metric] = field(default_factory=dict)
+    unjudged_because: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +228,8 @@ class Report(Comparison):
     sampling: str
     controls: tuple[Control, ...] = ()
     greedy: Comparison | None = None
+    held_out: tuple[HeldOut, ...] = ()
+    regression: Regression | None = None
     seed: int | None = None
     profile: str | None = None
     pairs: int | None = None

@@ -6,6 +6,8 @@ counted.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +66,22 @@ def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> 
         f"the judge of this evaluation ({', '.join(sorted(shared))}) also labelled the training pairs: "
         "a gain can be that judge's taste learned by heart; ask another judge too"
     )
+
+
+def unjudged_because(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """A judge's reasons for giving no verdict, most frequent first, with how many prompts each left unjudged.
+
+    What a reason quotes and the amounts it names are left out, so that equal causes are counted together. Of a verdict
+    in both orders the reason is that of the first order that gave none.
+    """
+    counted: Counter[str] = Counter()
+    for verdict in verdicts:
+        if verdict.winner == "unjudged":
+            parts = re.split(r"^first shown first: |; second shown first: ", verdict.reason)[-2:]
+            second = verdict.in_orders is not None and verdict.in_orders[0] != "unjudged"
+            said = re.split(r"['\"]", parts[-1 if second or len(parts) == 1 else 0])[0]
+            counted[re.sub(r"\d+\.\d+", "...", said).strip(" :") or "no reason given"] += 1
+    return dict(counted.most_common())
 
 
 def _rating(score: float | None, reason: str) -> Rating:

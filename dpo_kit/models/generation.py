@@ -7,7 +7,7 @@ where some answers are stored already.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from dpo_kit.files import sha256
 from dpo_kit.models.loading import Arms
 from dpo_kit.models.store import Store
-from dpo_kit.models.tokens import prompt_ids
+from dpo_kit.models.tokens import prompt_ids, stop_ids
 from dpo_kit.records import Prompt, Response
 
 
@@ -96,9 +96,9 @@ def generate(
     """
     keys = _keys(arms, arm, prompts, sampling) if store else []
     answers = store.find(keys) if store else [None] * len(prompts)
-    eos, decode = arms.tokenizer.eos_token_id, arms.tokenizer.decode
+    stops, decode = set(stop_ids(arms.tokenizer, arms.model)), arms.tokenizer.decode
     for rows, batch in _batches(arms, arm, prompts, sampling, [answer is None for answer in answers]):
-        made = [Answer(decode(ids, skip_special_tokens=True), eos in ids) for ids in batch]
+        made = [Answer(decode(ids, skip_special_tokens=True), not stops.isdisjoint(ids)) for ids in batch]
         if store:
             made = store.add([keys[i] for i in rows], made)
         for i, answer in zip(rows, made, strict=True):
@@ -113,7 +113,7 @@ def respond(prompt: Prompt, answer: Answer, arm: str, sampling: Sampling) -> Res
 
 
 def sample_ids(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
-    """The token ids of one answer for each prompt, in the order given; an EOS, if reached, is the last id."""
+    """The token ids of one answer for each prompt, in order; a stop token, if reached, is the last id."""
     answers: list[list[int]] = [[] for _ in prompts]
     for rows, batch in _batches(arms, arm, prompts, sampling, [True] * len(prompts)):
         for i, ids in zip(rows, batch, strict=True):
@@ -190,8 +190,9 @@ class GumbelNoise(LogitsProcessor):
 def _generate_batch(
     model: PreTrainedModel, tokenizer, heads: list[list[int]], noise: GumbelNoise, max_new_tokens: int
 ) -> list[list[int]]:
-    """Answers for one batch. Prompts are padded on the left, as generation needs; what follows EOS is cut off."""
+    """Answers for one batch. Prompts are padded on the left, as generation needs; ids after a stop token are cut."""
     inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)  # (B, P)
+    stops = stop_ids(tokenizer, model)
     with torch.inference_mode():
         ids = model.generate(  # (B, P + at most max_new_tokens)
             **inputs,
@@ -199,12 +200,13 @@ def _generate_batch(
             do_sample=False,  # the noise does the sampling, so that a row's draw does not depend on the batch
             use_cache=True,  # the model's own setting is off, because training needs no cache
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stops,
             logits_processor=LogitsProcessorList([noise]),
         )
-    return answers_in(ids, inputs["input_ids"].shape[1], tokenizer.eos_token_id)
+    return answers_in(ids, inputs["input_ids"].shape[1], stops)
 
 
-def answers_in(ids: Tensor, prompt_width: int, eos: int) -> list[list[int]]:
-    """The token ids after the prompts in `(batch, T)`; an EOS, if reached, is the last id."""
-    return [row[: row.index(eos) + 1] if eos in row else row for row in ids[:, prompt_width:].tolist()]
+def answers_in(ids: Tensor, prompt_width: int, stops: Collection[int]) -> list[list[int]]:
+    """The token ids after the prompts in `(batch, T)`; a stop token, if reached, is the last id."""
+    rows = ids[:, prompt_width:].tolist()
+    return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]

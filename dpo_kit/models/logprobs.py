@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpo_kit.errors import DpoKitError
 from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms
-from dpo_kit.models.tokens import pad_completions, prompt_ids
-from dpo_kit.records import Prompt
+from dpo_kit.models.tokens import Scoring, encode, pad_completions, prompt_ids
+from dpo_kit.records import PreferencePair, Prompt
 
 AT_ONCE = 1 << 28  # how many logits of one arm are held at once; few rows, where the vocabulary is 150,000
 
@@ -54,6 +55,24 @@ def kl_of_answers(
         standard_error=(sequence.std() / len(sequence) ** 0.5).item(),
         per_token=sequence.sum().item() / sum(map(len, tails)),
     )
+
+
+def mean_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair], scoring: Scoring) -> list[float]:
+    """The mean log-prob, in nats, of a scored token of each chosen answer under an arm; pairs that the template refuses
+    are left out.
+    """
+    found = []
+    for pair in pairs:
+        try:
+            ids, mask = encode(arms.tokenizer, pair.prompt, pair.chosen, scoring)
+        except DpoKitError:
+            continue
+        tokens = torch.tensor([ids])
+        kept = torch.tensor(mask[1:], dtype=torch.bool)
+        logps = _logits(arms, arm, {"input_ids": tokens})[0, kept].float().log_softmax(dim=-1)  # (scored, V)
+        if len(logps):
+            found.append(logps.gather(1, tokens[0, 1:][kept][:, None].to(logps.device)).mean().item())
+    return found
 
 
 def exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.quantization import quantize
+from dpo_kit.models.tokens import first_line
 from dpo_kit.profiles import Profile, load_profile, profile_names
 
 GB = 10**9
@@ -76,8 +78,8 @@ def configuration(path: str) -> PretrainedConfig:
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise DpoKitError(f"{path}: no model configuration there ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DpoKitError(f"{path}: no model configuration there ({first_line(error)})") from None
 
 
 def estimate(
@@ -145,7 +147,8 @@ def nf4_bytes(weights: int) -> int:
 
 def adapter_shapes(model: PreTrainedModel, r: int) -> list[tuple[int, int]]:
     """The shapes of the LoRA matrices A and B on every linear layer except the head."""
-    pairs = [((r, layer.in_features), (layer.out_features, r)) for layer in _linears(model)]
+    sizes = [layer.weight.shape[:: -1 if isinstance(layer, Conv1D) else 1] for layer in _linears(model)]  # (out, in)
+    pairs = [((r, inputs), (outputs, r)) for outputs, inputs in sizes]
     return [shape for pair in pairs for shape in pair]
 
 
@@ -159,13 +162,23 @@ def layer_bytes(config: PretrainedConfig, r: int, width: int, tokens: int, met: 
     probability of each of the `met` pairs of a query and a key.
     """
     text = config.get_text_config()
-    hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+    hidden, inner, heads = text.hidden_size, inner_size(text), text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
     queries, keys = heads * head, groups * head
     normed = 4 * (queries + keys + heads + groups) if text.model_type.startswith("qwen3") else 0
     each = 2 * 4 * (hidden + 1) + normed + width * (2 * hidden + 2 * queries + 2 * keys + 4 * inner + 7 * r)
     return tokens * each + (tokens * (width * queries + 4 * heads) if met is None else heads * width * met)
+
+
+def inner_size(text: PretrainedConfig) -> int:
+    """The width inside a layer's MLP; of experts those that a token goes through. Families name it differently."""
+    named = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
+    plain = next((width for width in named if width), 4 * text.hidden_size)
+    experts = (getattr(text, "moe_intermediate_size", None) or plain) * (
+        getattr(text, "num_experts_per_tok", None) or 0
+    )
+    return max(plain, experts)
 
 
 def check_fits(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> dict[str, Memory]:
@@ -241,12 +254,12 @@ def _allowance(model: PreTrainedModel, width: int, tokens: int) -> int:
     """Bytes for the backward pass: one dequantised weight with its absmax, and the gradients held within a layer."""
     text = model.config.get_text_config()
     largest = max(layer.weight.numel() for layer in _linears(model))
-    return largest * width + 4 * largest // BLOCK + tokens * (3 * width * text.intermediate_size + 8 * text.hidden_size)
+    return largest * width + 4 * largest // BLOCK + tokens * (3 * width * inner_size(text) + 8 * text.hidden_size)
 
 
-def _linears(model: PreTrainedModel) -> list[nn.Linear]:
+def _linears(model: PreTrainedModel) -> list[nn.Module]:
     head = model.get_output_embeddings()
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    return [layer for layer in model.modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head]
 
 
 def _dtype(profile: Profile) -> torch.dtype:

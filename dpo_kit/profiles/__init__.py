@@ -44,6 +44,10 @@ class ModelSettings(Settings):
     of alpha / r (arXiv 2312.03732). `dora` also learns the norm of each weight's columns (arXiv 2402.09353).
     `checkpointing` saves memory: the activations of a layer are not kept but computed again in the backward pass. SFT
     does so for all layers, DPO for the first `checkpoint_layers`, by default as few as the card's memory allows.
+
+    `chat_template` is a Jinja file, "chatml", or "none", which joins prompt and answer as they are, with EOS where
+    `eos_after_answer` says so; "" is the tokenizer's own. `template_kwargs` are arguments that the template gets each
+    time. `scored_turns` and `thinking` say which tokens of an answer bear loss: see `models.tokens.Scoring`.
     """
 
     path: str
@@ -57,6 +61,11 @@ class ModelSettings(Settings):
     dora: bool = False
     checkpointing: bool = False
     checkpoint_layers: Count | None = None
+    chat_template: str = ""
+    template_kwargs: dict[str, Any] = {}
+    eos_after_answer: bool = True
+    scored_turns: Literal["all", "last"] = "all"
+    thinking: Literal["scored", "masked"] | None = None
 
 
 class TrainingSettings(Settings):
@@ -101,9 +110,10 @@ class DataSettings(Settings):
 
     Anything else names external pairs: a file in any format of `preferences.importers`, or a folder or Hub id for
     `datasets.load_dataset` with its `split`. At most `limit` of them are used. `heldout` is the share of prompts that
-    training is measured on and never learns from. Where the audit finds a blocking fault in a row, `on_blocking`
-    decides whether the run stops or the row is dropped. `map` gives the meaning of columns and values that have unusual
-    names, as the option --map does: ["prompt=question", "preference.0=first"].
+    training measures itself on and never learns from. Where the audit finds a blocking fault in a row, `on_blocking`
+    decides whether the run stops or the row is dropped. Rows that the audit's findings in `keep` would drop stay. `map`
+    says what columns and values mean that have no usual name, as the option --map does: ["prompt=question",
+    "preference.0=first"].
     """
 
     pairs: str = "triage"
@@ -111,6 +121,7 @@ class DataSettings(Settings):
     limit: Count | None = None
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     on_blocking: Literal["stop", "drop"] = "stop"
+    keep: tuple[str, ...] = ()
     map: tuple[str, ...] = ()
 
     @property

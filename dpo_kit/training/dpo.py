@@ -20,13 +20,21 @@ from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
 from dpo_kit.models.logprobs import kl_of_answers
 from dpo_kit.models.memory import fewest_checkpoints
+from dpo_kit.models.tokens import Scoring, pair_row, stop_ids
 from dpo_kit.profiles import SMOOTHED, DpoSettings, Profile
 from dpo_kit.records import PreferencePair, Prompt
 from dpo_kit.training.checkpoints import Checkpoints
 from dpo_kit.training.fast import unsupported_reason
 from dpo_kit.training.guards import check_gradients, check_learning_rate, check_rows, check_trainable
 from dpo_kit.training.metrics_log import MetricsLog, attach
-from dpo_kit.training.trainers import LOG, GuardedDPOTrainer, common_arguments, refuse_several_processes, run_identity
+from dpo_kit.training.trainers import (
+    LOG,
+    GuardedDPOTrainer,
+    MaskedPairs,
+    common_arguments,
+    refuse_several_processes,
+    run_identity,
+)
 
 PROBE_PAIRS = 64  # pairs on which loss and margin are checked before the first step
 SHOWN = 2  # answers written to the log at each measurement of the KL
@@ -84,7 +92,7 @@ def train_dpo(
     trainer.add_callback(KlProbe(arms, kl_prompts, profile, trainer.metrics_log, seed, evaluate=bool(held_out)))
     trainer.run(stop)
     check_moved(trainer)
-    save_adapter(trainer.model, folder / "adapter")
+    save_adapter(trainer.model, folder / "adapter", template=trainer.processing_class.chat_template)
     write_atomically(folder / "end.json", json.dumps(last_rewards(trainer), indent=1) + "\n")
 
 
@@ -102,7 +110,9 @@ def dpo_trainer(
     With a file `references` the reference's log-probs are read from it, or computed once and stored there. Without it
     they are computed at each step.
     """
-    model, tokenizer = load_base(profile)
+    model, tokenizer = load_base(profile, sft_adapter)
+    scoring = Scoring.of(profile.model)
+    rows, measured = (Dataset.from_list([pair_row(tokenizer, p, scoring) for p in some]) for some in (pairs, held_out))
     policy = add_adapter(model, "default", sft_adapter, trainable=True)
     arguments = common_arguments(profile, profile.dpo, folder, seed)
     if unsupported_reason(policy) is None:  # the fast path takes the whole batch and cuts it by tokens, not by rows
@@ -116,12 +126,14 @@ def dpo_trainer(
             warmup_steps=profile.dpo.warmup_share,
             precompute_ref_log_probs=references is not None,
             precompute_ref_batch_size=arguments["per_device_eval_batch_size"],
+            router_aux_loss_coef=0.0,  # the balancing loss of experts is no part of DPO: at step 0 the loss is ln 2
         ),
         max_tokens=profile.dpo.max_tokens,
         reference_cache=references,
         checkpoint_layers=fewest_checkpoints(profile) if references else None,
-        train_dataset=Dataset.from_list([pair.to_trl() for pair in pairs]),
-        eval_dataset=Dataset.from_list([pair.to_trl() for pair in held_out]) if held_out else None,
+        train_dataset=rows,
+        eval_dataset=measured if held_out else None,
+        data_collator=MaskedPairs(tokenizer.pad_token_id, arguments["max_length"]),
         processing_class=tokenizer,
     )
     trainer.row_names = [pair.prompt.id for pair in pairs]
@@ -259,7 +271,8 @@ class KlProbe(TrainerCallback):
         texts = [(prompt.text, tokenizer.decode(ids, skip_special_tokens=True)) for prompt, ids in shown]
         row = {"step": step, **{f"kl/{name}": value for name, value in asdict(kl).items()}}
         row["answers/length"] = sum(map(len, answers)) / len(answers)
-        row["answers/stop_rate"] = sum(tokenizer.eos_token_id in ids for ids in answers) / len(answers)
+        stops = set(stop_ids(tokenizer, self.arms.model))
+        row["answers/stop_rate"] = sum(not stops.isdisjoint(ids) for ids in answers) / len(answers)
         row["answers/samples"] = [{"prompt": prompt, "answer": answer} for prompt, answer in texts]
         self.log.write(row)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.quantization import plain_products
+from dpo_kit.models.tokens import must_stop, stop_ids
 from dpo_kit.profiles import DpoSettings, SftSettings
 from dpo_kit.training.fast import compare_gradients, computes_exactly, select_rows, trained_gradients
 from dpo_kit.training.trainers import GuardedDPOTrainer, GuardedSFTTrainer, GuardedTrainer
@@ -94,8 +95,9 @@ def loss_rows(trainer: GuardedTrainer) -> Iterator[tuple[Side, ...]]:
 
 def _check_borders(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    stops = stop_ids(tokenizer)
     where = f"row {side.row}, {side.name}"
-    if eos not in side.trained:
+    if must_stop(tokenizer) and not set(stops) & set(side.trained):
         _refuse(f"{where}: {_why_no_eos(side, tokenizer, max_length)}", side, tokenizer)
     if bos is not None and bos != eos and side.ids[:2] == [bos, bos]:
         twice = f"begins with {tokenizer.bos_token!r} twice, which the model never saw"
@@ -106,7 +108,7 @@ def _check_borders(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: i
 def _why_no_eos(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     eos, start = tokenizer.eos_token, side.mask.index(1) if 1 in side.mask else 0
     effect = f"no loss on EOS ({eos!r}), so the model would not learn to stop"
-    if tokenizer.eos_token_id in side.ids[start:]:
+    if not set(stop_ids(tokenizer)).isdisjoint(side.ids[start:]):
         same = tokenizer.eos_token_id == tokenizer.pad_token_id
         why = ", because padding is the same token: give the tokenizer a pad token of its own" if same else ""
         return f"{effect}: the mask leaves EOS out{why}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import json_object, write_atomically
@@ -25,7 +25,7 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import FINGERPRINT, folder_of, write_record
 from dpo_kit.models.loading import Arms, load_arms
 from dpo_kit.models.quantization import quantized_layers
-from dpo_kit.models.tokens import pad_completions, prompt_ids
+from dpo_kit.models.tokens import TEMPLATE, Scoring, encode, load_tokenizer, template_of
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair
 from dpo_kit.training.merging import write_merged
@@ -99,7 +99,8 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     ended = json.loads((trained / "end.json").read_text(encoding="utf-8"))
     rows = list(pairs[: len(ended["chosen"])])
     arms = load_arms(profile, {"policy": trained / "adapter", "reference": sft_adapter})
-    policy, reference = (answer_logps(arms, arm, rows) for arm in ("policy", "reference"))  # (2B,) each
+    scoring = Scoring.of(profile.model)
+    policy, reference = (answer_logps(arms, arm, rows, scoring) for arm in ("policy", "reference"))  # (2B,) each
     found = profile.dpo.beta * (policy - reference)
     expected = torch.tensor([*ended["chosen"], *ended["rejected"]], dtype=torch.float64)
     nats = IN_FP32 if profile.model.compute_dtype == "float32" else OTHER_MACHINE
@@ -113,32 +114,28 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     return proof
 
 
-def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair]) -> Tensor:
+def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair], scoring: Scoring | None = None) -> Tensor:
     """log pi(y | x) of the answers, EOS included, under an arm: float64 `(2B,)` on the CPU, chosen ones first.
 
-    It is the sum of log-softmax over the answer's tokens, one sequence at a time, and shares no code with training.
+    It is the sum of log-softmax over the scored tokens, one sequence at a time; only the mask is training's own.
     """
-    answers = [(pair, pair.chosen.text) for pair in pairs] + [(pair, pair.rejected.text) for pair in pairs]
     found = []
-    for head, tail in (_ids(arms.tokenizer, pair, text) for pair, text in answers):
-        inputs, _ = pad_completions(arms.tokenizer, [head], [tail])
+    for ids, mask in _sides(arms.tokenizer, pairs, scoring):
+        first = mask.index(1) if 1 in mask else len(mask)
         with arms.use(arm) as model, torch.no_grad():
-            inputs = {name: t.to(model.device) for name, t in inputs.items()}
-            logits = model(**inputs, logits_to_keep=len(tail) + 1).logits[0, :-1]  # each predicts the next token
-        logps = logits.float().log_softmax(dim=-1)  # (tail, V)
-        found.append(logps.gather(1, torch.tensor(tail, device=logps.device)[:, None]).double().sum().cpu())
+            inputs = torch.tensor([ids], device=model.device)
+            # only the logits from before the first scored token on: each predicts the next token
+            logits = model(input_ids=inputs, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
+        logps = logits[first - len(ids) :].float().log_softmax(dim=-1)  # (tail, V)
+        tail, scored = (torch.tensor(values[first:], device=logps.device) for values in (ids, mask))
+        found.append((scored * logps.gather(1, tail[:, None])[:, 0]).double().sum().cpu())
     return torch.stack(found)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) -> tuple[list[int], list[int]]:
-    """The token ids of prompt and answer, as the chat template writes them."""
-    head = prompt_ids(tokenizer, pair.prompt)
-    chat = [*pair.prompt.chat(), {"role": "assistant", "content": text}]
-    encoded: Any = tokenizer.apply_chat_template(chat, return_dict=True)
-    whole = encoded["input_ids"]
-    if whole[: len(head)] != head:
-        raise DpoKitError(f"pair {pair.prompt.id}: the chat template changes the prompt once an answer follows")
-    return head, whole[len(head) :]
+def _sides(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], scoring: Scoring | None) -> list[tuple]:
+    """Ids and mask of all chosen sides, then of all rejected ones."""
+    sides = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    return [encode(tokenizer, pair.prompt, answer, scoring) for pair, answer in sides]
 
 
 # ---- merging ----------------------------------------------------------------------------------------------------
@@ -155,9 +152,9 @@ def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePai
     if source is None or not any(source.glob("*.safetensors")):
         raise DpoKitError(f"{profile.model_path}: no safetensors weights are here to merge into; download them first")
     arms = load_arms(profile, {"dpo": adapter})
-    expected = answer_logps(arms, "dpo", pairs)  # (2B,)
-    sides = [(pair, side.text) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    tokens = sum(len(_ids(arms.tokenizer, *side)[1]) for side in sides) / len(sides)
+    scoring = Scoring.of(profile.model)
+    expected = answer_logps(arms, "dpo", pairs, scoring)  # (2B,)
+    tokens = sum(sum(mask) for _, mask in _sides(arms.tokenizer, pairs, scoring)) / len(expected)
     layers = {id(layer) for layer in quantized_layers(arms.model)}
     named = arms.model.get_base_model().named_modules()
     coarse = {f"{name.removesuffix('.base_layer')}.weight" for name, layer in named if id(layer) in layers}
@@ -165,9 +162,11 @@ def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePai
     dtype, rows = getattr(torch, profile.model.compute_dtype), []
     for base in ("unquantised", "dequantised") if coarse else ("unquantised",):
         write_merged(source, adapter, folder / base, dtype, coarse if base == "dequantised" else frozenset())
+        if template := template_of(adapter):
+            write_atomically(folder / base / TEMPLATE, template)
         model = AutoModelForCausalLM.from_pretrained(folder / base, dtype=dtype, use_safetensors=True)
-        merged = Arms(model, AutoTokenizer.from_pretrained(folder / base))
-        differences = (answer_logps(merged, "base", pairs) - expected).abs()
+        merged = Arms(model, load_tokenizer(str(folder / base), adapter=adapter))
+        differences = (answer_logps(merged, "base", pairs, scoring) - expected).abs()
         mean = differences.mean().item()
         rows.append(Merged(base, mean, differences.max().item(), mean / tokens))
     return rows

@@ -27,6 +27,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import peak_memory_mb
@@ -185,6 +186,7 @@ class GuardedTrainer(Trainer):
     train_dataset: Dataset
     args: Any  # SFTConfig or DPOConfig
     _metrics: Any  # TRL's lists of values, by mode and then by name
+    _signature_columns: Any  # the columns of the data that reach the collator
     _seconds, _rows = 0.0, 0
     _longest_fits = False
 
@@ -350,6 +352,19 @@ class GuardedTrainer(Trainer):
         super().log(logs, start_time)
 
 
+class MaskedPairs(DataCollatorForPreference):
+    """TRL's collator for rows that say themselves which tokens of each side are scored."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL's, with `chosen_mask` and `rejected_mask` in place of ones after the prompt."""
+        batch = super().torch_call(examples)
+        rows = [(example, side) for side in ("chosen", "rejected") for example in examples]
+        for scored, (example, side) in zip(batch["completion_mask"], rows, strict=True):
+            mask = torch.tensor([0] * len(example["prompt_ids"]) + example[f"{side}_mask"])[: len(scored)]
+            scored[: len(mask)] = mask
+        return batch
+
+
 class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
     """TRL's `SFTTrainer` with guards. It always computes with TRL's own forward."""
 
@@ -361,6 +376,16 @@ class GuardedDPOTrainer(GuardedTrainer, FastDPOTrainer):
 
     sides = 2
     unit = "pairs_per_s"
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        """Rows that come with their ids stay as they are; as in TRL, those go whose prompt leaves an answer no room."""
+        if "prompt_ids" not in dataset.column_names:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "chosen_mask", "rejected_mask"]
 
     def probe_batch(self) -> dict[str, Tensor]:
         """The first rows of the data, on which reference and policy are compared with what they were before."""

@@ -25,10 +25,10 @@ from dpo_kit.views.figures import evaluation_figures
 from dpo_kit.views.tables import (
     controls_html,
     further_tables,
-    metrics_html,
     notes,
     pairwise_sentence,
     power_sentence,
+    summary_html,
     title,
 )
 from dpo_kit.views.training import training_curves
@@ -61,7 +61,7 @@ def write_report(
             report=report,
             policy=_policy([filters, *(str(figure["html"]) for figure in drawn)]),
             title=title(report),
-            table=metrics_html(report.metrics, report.refusal),
+            table=summary_html(report, report.refusal),
             controls=controls_html(report.controls),
             pairwise=pairwise_sentence(report.pairwise, report.primary, report.refusal),
             power=power_sentence(report),

@@ -9,8 +9,6 @@ The widget is an anywidget, because ipywidgets' boxes decide the focus order, ke
 themselves.
 """
 
-import random
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -22,72 +20,9 @@ from IPython.display import display
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import someone_is_there
-from dpo_kit.preferences.judges import MIRROR
-from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
-from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
-from dpo_kit.visible import reveal
-
-WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"}
-
-
-class Annotator:
-    """One person who labels one list of items in order; an item that has a label is not asked again."""
-
-    def __init__(self, items: Sequence[Item], name: str, labels: Labels, seed: int = 0) -> None:
-        """Raises DpoKitError where the name is empty or cannot be shown."""
-        if not name.strip() or not name.isprintable():
-            raise DpoKitError(f"annotator {name!r}: give a name that can be read, such as annotator='me'")
-        self.items, self.name, self.labels, self.seed = list(items), name.strip(), labels, seed
-
-    def __repr__(self) -> str:
-        return f"Annotator({self.name!r}, {len(self.items)} items, {self.labels.path.name!r})"
-
-    def verdicts(self) -> dict[str, Verdict]:
-        """This person's verdicts on these items, by item id, oldest first."""
-        mine = {item.id for item in self.items}
-        return {name: verdict for name, verdict in self.labels.verdicts(self.name).items() if name in mine}
-
-    def current(self) -> Item | None:
-        """The first item without a label, or None when all have one."""
-        done = self.verdicts()
-        return next((item for item in self.items if item.id not in done), None)
-
-    def order(self, item: Item) -> Order:
-        """Which answer is on the left, as side A: random, but always the same for one seed, annotator and item."""
-        # Python's `hash` is not used, because it differs from one process to the next.
-        return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
-
-    def choose(self, item_id: str, side: Choice, note: str = "") -> str:
-        """Label the current item by the side on the screen, where a is the left one. Returns a sentence to show.
-
-        With the id of any other item nothing is stored, so a second click or an outdated window adds no second label.
-        """
-        item = self.current()
-        if item is None or item.id != item_id:
-            return "That pair has its label already."
-        order = self.order(item)
-        choice = side if side in ("tie", "skip") or order == "ab" else MIRROR[side]
-        added = self.labels.add(self.name, item, choice, order, note.strip())
-        return f"Saved: {WORDS[side]}." if added else "That pair has its label already."
-
-    def undo(self) -> tuple[str, str]:
-        """Take back the latest label on these items. Returns a sentence to show, and the note of that label."""
-        for name, verdict in reversed(self.verdicts().items()):
-            self.labels.undo(self.name, name)
-            return "Undone: the label was taken back.", verdict.reason
-        return "There is nothing to undo.", ""
-
-    def scene(self, status: str = "", note: str = "") -> dict[str, Any]:
-        """All that the widget shows, as plain data. Sides are `left` and `right`, so the data do not show the order."""
-        item, verdicts = self.current(), self.verdicts()
-        counts = Counter(verdict.winner for verdict in verdicts.values())
-        scene = {"done": len(verdicts), "total": len(self.items), "name": self.name, "status": status, "note": note}
-        if item is None:
-            tally = f"{counts['tie']} ties, {counts['unjudged']} skipped"
-            return scene | {"item": None, "summary": f"{counts['a'] + counts['b']} preferences, {tally}."}
-        left, right = (item.a.text, item.b.text)[:: 1 if self.order(item) == "ab" else -1]
-        turns = [[message.role, reveal(message.text)] for message in item.prompt.messages]
-        return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
+from dpo_kit.preferences.labels import Item, Labels, as_items
+from dpo_kit.preferences.person import Annotator
+from dpo_kit.records import PreferencePair, Prompt, Response
 
 
 class AnnotatorWidget(anywidget.AnyWidget):

@@ -321,7 +321,7 @@ def test_a_model_of_its_own_answers_as_the_base_does_and_leaves_the_memory(small
     assert arm.base._arms is None
     for name in ("chat_template.jinja", "manifest.json"):
         (folder / name).unlink()
-    with pytest.raises(DpoKitError, match="no chat template; give a model that was trained to chat"):
+    with pytest.raises(DpoKitError, match="no chat template, as base models have none; give one with --chat-template"):
         arm.answer(incidents[:1], GREEDY)
 
 
