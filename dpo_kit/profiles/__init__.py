@@ -249,7 +249,7 @@ def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profil
     Overrides are given by table: `load_profile("tiny", dpo={"beta": 0.5})`. They come before those of the environment.
     Raises DpoKitError for an unknown name, an unknown key (naming the nearest known one) or a bad value.
     """
-    name = name or os.environ.get("DPO_KIT_PROFILE", "tiny")
+    name = name or os.environ.get("DPO_KIT_PROFILE", "tiny")  # so notebooks run on another profile without an edit
     if name.endswith(".toml"):
         name, tables = _own_profile(Path(name).expanduser())
     else:

@@ -49,6 +49,7 @@ def dossier(incident: Incident, rng: random.Random) -> str:
 
 def log_line(incident: Incident, rng: random.Random) -> str:
     """A monitoring log; its severities are mostly right."""
+    # the log states the same facts in another form, so that a fact occurs in more than one form
     return (
         f"{incident.time} {incident.region} {incident.service} state={incident.symptom.name} "
         f"users={incident.share}% sev={_felt(incident, rng, right=0.8)}"

@@ -41,11 +41,11 @@ class Dashboard:
     def __init__(self, total_steps: float, stop: threading.Event | None = None, batch_size: int | None = None):
         self.total_steps, self.stop, self.batch_size = math.ceil(total_steps), stop or threading.Event(), batch_size
         self._rows: dict[tuple[float, frozenset[str]], dict] = {}
-        self._arrivals: deque[tuple[float, float]] = deque(maxlen=30)
+        self._arrivals: deque[tuple[float, float]] = deque(maxlen=30)  # (seconds, step): the speed of late, not of all
 
     def on_row(self, row: dict) -> None:
         """Keep a row of the log. The thread that trains calls this, so it draws nothing."""
-        self._rows[row["step"], frozenset(row)] = row
+        self._rows[row["step"], frozenset(row)] = row  # one step has rows of several kinds, such as training and KL
         self._arrivals.append((time.monotonic(), row["step"]))
 
     @property
@@ -86,11 +86,11 @@ class Dashboard:
             try:
                 await asyncio.wait({training}, timeout=pause)
             except asyncio.CancelledError:
-                self.stop.set()
+                self.stop.set()  # an interrupt of the cell: keep waiting, because the thread still saves a checkpoint
             began = time.monotonic()
             if live:
                 live.draw()
-            pause = max(REDRAW, 4 * (time.monotonic() - began))
+            pause = max(REDRAW, 4 * (time.monotonic() - began))  # so drawing takes at most a fifth of the time
         error = training.exception()
         above = str(error or self.progress())
         show_training(self.rows, self.batch_size, above, live.close() if live else display)
@@ -114,7 +114,7 @@ class Controls(anywidget.AnyWidget):
         """Send the state of the run to the page."""
         run = self.run
         stopping = run.stop.is_set()
-        tenth = run.total_steps // 10 or 1
+        tenth = run.total_steps // 10 or 1  # a screen reader would otherwise read every step
         announced = ["Stopping after the step under way, with a checkpoint." if stopping else "Training."]
         announced += [f"Step {run.step() // tenth * tenth} of {run.total_steps}."]
         announced += [f"Warning: {warning.text}" for warning in run.warnings()]
@@ -140,7 +140,7 @@ class Live:
     def draw(self) -> None:
         """Bring everything up to date, if the log has grown."""
         rows = self.run.rows
-        if len(rows) == self._drawn:
+        if len(rows) == self._drawn:  # sending the figure again would only slow down training
             return
         self._drawn = len(rows)
         self.controls.draw()

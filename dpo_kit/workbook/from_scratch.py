@@ -48,6 +48,7 @@ def collate(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair])
         completion_mask  [[0, 0, 1, 1], [0, 0, 1, 0]]
     """
     prompts, chosen, rejected = zip(*(encode(tokenizer, pair) for pair in pairs), strict=True)
+    # all chosen rows first, so that `chunk(2)` splits every result into chosen and rejected
     inputs, completion_mask = pad_completions(tokenizer, [*prompts, *prompts], [*chosen, *rejected])
     return Batch(inputs["input_ids"], inputs["attention_mask"], completion_mask)
 
@@ -57,7 +58,7 @@ def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> T
 
     The logits at position t - 1 predict the token at t, so the result has one position less.
     """
-    logps = logits[:, :-1].log_softmax(dim=-1)
+    logps = logits[:, :-1].log_softmax(dim=-1)  # (B, T - 1, V)
     return logps.gather(-1, input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) * completion_mask[:, 1:]
 
 
@@ -68,7 +69,7 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
 
 def pair_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """log pi(y_w | x) and log pi(y_l | x) of a batch, `(B,)` each, in one forward pass."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (2B, T, V)
     return completion_logps(logits, batch.input_ids, batch.completion_mask).chunk(2)
 
 
@@ -96,7 +97,7 @@ def train(
     optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / len(batches))
     for batch, ref in zip(batches, reference, strict=True):
-        policy = pair_logps(model, batch)
+        policy = pair_logps(model, batch)  # two tensors (B,)
         value = loss((*policy, *ref), batch).mean()
         optimiser.zero_grad()
         value.backward()
