@@ -1,12 +1,12 @@
-"""Does the audit find what is wrong, leave alone what is right, and end in time?
+"""Does the audit find planted faults, flag few clean rows, and run fast enough on a large data set?
 
     python -m benchmarks.audit_faults [--pairs 10000] [--seed 0]     seeded faults: recall by check, clean rows flagged
     python -m benchmarks.audit_faults --speed 60000                  seconds and peak memory at UltraFeedback's size
 
-Clean pairs are half incidents of the workbook's world, which are alike by construction, and half recombined sentences
-of real Anthropic HH conversations (`DPO_KIT_REAL_DATA`). Every fault of a row is planted in 1% of the rows, in rows of
-its own. A near-duplicate is a copy with one word and 2% of the others changed, none with a digit, and with case and
-punctuation altered. `looks cut off` is a heuristic and is reported, not required.
+Half of the clean pairs are incidents of the workbook's world, which are similar by construction, and half are
+recombined sentences of real Anthropic HH conversations (`DPO_KIT_REAL_DATA`). Each fault is planted in 1% of the rows,
+and no row has two faults. A near-duplicate is a copy with one word and 2% of the other words changed, none of them with
+a digit, and with case and punctuation altered. `looks cut off` is a heuristic: its recall is reported, not required.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def sentences() -> tuple[list[str], list[str]]:
 
 
 def pair(name: str, messages: list[Message], chosen: str, rejected: str, stopped: bool | None = True) -> PreferencePair:
-    """A pair as a judge would have left it."""
+    """A pair with the verdict of a judge."""
     sides = (Response(prompt_id=name, text=text, arm="sampled", stopped=stopped) for text in (chosen, rejected))
     prompt = Prompt(id=name, messages=tuple(messages))
     return PreferencePair(
@@ -240,8 +240,10 @@ def stopped(p: PreferencePair, value: bool | None) -> PreferencePair:
 
 
 def faulty_tokenizer() -> PreTrainedTokenizerBase:
-    """The tiny tokenizer with two habits of real ones: a token for an empty line, and a template that trusts an EOS
-    anywhere in the answer. A line break after `<|assistant|>` then merges with one at the answer's start."""
+    """The tiny tokenizer with two properties of real ones: a token for an empty line, and a template that adds no EOS
+    where the answer already contains one. A line break after `<|assistant|>` then merges with one at the start of
+    the answer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base")
     tokenizer.add_tokens(["\n\n"])
     tokenizer.chat_template = (

@@ -1,7 +1,7 @@
-"""What an evaluation finds, as records: statistics make them, a report keeps them, views read them.
+"""The results of an evaluation as records. The statistics make them, a report stores them, and views read them.
 
-This file imports no model and no statistics library, so whoever only reads a report does not wait for either. What
-`report.json` holds is decided here and nowhere else.
+This file imports neither the model stack nor a statistics library, so reading a report is fast. The content of
+`report.json` is defined here only.
 """
 
 import json
@@ -95,7 +95,7 @@ class LengthControlled:
 
 @dataclass(frozen=True)
 class LengthQuartile:
-    """A quarter of the prompts, from the `shortest` to the `longest` length difference, and the win rate there."""
+    """A quarter of the prompts by length difference, `shortest` to `longest`, and the win rate on these prompts."""
 
     shortest: float
     longest: float
@@ -118,7 +118,7 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the verdicts say besides who wins: of length, of order, and of what their number could have shown.
+    """What the verdicts show besides who wins: effects of length and of order, and the smallest detectable win rate.
 
     `could_see` is the smallest win rate that so many decided prompts show with 80% power; None where none would.
     """
@@ -132,7 +132,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Gap:
-    """Answers that one arm did not give: to how many prompts, the ids of the `first` of them, and why."""
+    """The answers that one arm did not give: the number of prompts, the ids of the `first` of them, and the reasons."""
 
     count: int
     first: tuple[str, ...]
@@ -141,7 +141,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Control:
-    """One control: what it must show, whether it did, and what was found, in words."""
+    """One control: its expected result, whether it passed, and what was found, in words."""
 
     name: str
     expected: str
@@ -239,7 +239,7 @@ class Report(Comparison):
 
     @property
     def refusal(self) -> str | None:
-        """What stands in place of every verdict where a control failed; None where all passed."""
+        """The text that replaces every verdict where a control failed; None where all passed."""
         return refusal_of(self.controls)
 
     def to_data(self) -> dict[str, Any]:
@@ -259,13 +259,13 @@ REPORT = TypeAdapter(Report)
 
 
 def refusal_of(controls: Sequence[Control]) -> str | None:
-    """Which controls failed, as what stands in place of a verdict; None where all passed."""
+    """The text that replaces a verdict and says which controls failed; None where all passed."""
     failed = [control.name for control in controls if not control.passed]
     return f"refused: control {', '.join(failed)} failed" if failed else None
 
 
 def from_data(data: dict[str, Any]) -> Report:
-    """The report that `to_data` gave. The refusal follows from the controls again, whatever `data` says of it.
+    """The report from which `to_data` made `data`. Its refusal is computed again from the controls, not read.
 
     Raises ValueError where a field is missing or of another type.
     """

@@ -1,4 +1,4 @@
-"""One set of frozen weights, and adapters on it: the arms that are trained and compared."""
+"""Loading one set of frozen weights with several adapters on it: the arms that are trained and compared."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from dpo_kit.models.quantization import keep_gradients, nf4
 from dpo_kit.models.tokens import TEMPLATE, first_line, load_tokenizer, template_of
 from dpo_kit.profiles import Profile
 
-if os.environ.get("TQDM_DISABLE"):  # transformers draws a bar of its own, which does not know this variable
+if os.environ.get("TQDM_DISABLE"):  # transformers has its own progress bar, which ignores this variable
     transformers_logging.disable_progress_bar()
 
 
@@ -43,8 +43,8 @@ class Arms:
     def use(self, arm: str) -> Iterator[PreTrainedModel]:
         """The model as `arm`, in eval mode, for the length of the block; its mode is put back afterwards.
 
-        TRL files what it measured under the mode the model is in when it logs: a model left in eval mode loses the
-        training metrics of that step.
+        TRL stores its metrics by the mode that the model is in when it logs. If the model were left in eval mode, the
+        training metrics of that step would be lost.
         """
         was_training = self.model.training
         try:
@@ -116,7 +116,7 @@ def load_arms(profile: Profile, adapters: dict[str, Path]) -> Arms:
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path, *, trainable: bool = False) -> PeftModel:
     """Load an adapter, safetensors only, under `name`.
 
-    Raises DpoKitError where it has none, or was trained on another base; warns where it does not say on which.
+    Raises DpoKitError where the folder has none, or it was trained on another base; warns where its base is unknown.
     """
     if not (folder / "adapter_model.safetensors").is_file():
         raise DpoKitError(f"{folder}: no adapter_model.safetensors there; train it again, or save it as safetensors")
@@ -130,7 +130,8 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path, *, 
 def save_adapter(model: PeftModel, folder: Path, name: str = "default", template: str | None = None) -> None:
     """Save one adapter, which base it is for (`base.json`), and the chat template that it was trained with.
 
-    The same adapter gives the same bytes: PEFT writes sets in an order that changes by process.
+    The same adapter always gives the same bytes: PEFT writes sets in an order that differs between processes, so they
+    are sorted here.
     """
     model.save_pretrained(folder, selected_adapters=[name])
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -158,9 +159,9 @@ def lora(profile: Profile) -> LoraConfig:
 def adapters_to_fp32(model: PeftModel) -> None:
     """Keep adapter weights in fp32.
 
-    TRL casts the trained adapter of a 4-bit model to bf16, whose 8 bits of precision round small updates to nothing,
-    and leaves its reference copy as it was. They are a few megabytes: precision is cheaper than a weight that cannot
-    move, or than a reference that is not the policy's start.
+    TRL casts the trained adapter of a 4-bit model to bf16, whose 8 bits of precision round small updates away, and
+    leaves the reference copy in fp32. Then some weights cannot change, and the policy does not start at its reference.
+    Adapters are only a few megabytes, so fp32 costs little memory.
     """
     for name, parameter in model.named_parameters():
         if ".lora_" in name:

@@ -276,7 +276,7 @@ def pad_completions(
     inputs = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
     starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
     positions = torch.arange(inputs["input_ids"].shape[1])  # (T,)
-    # not "ids that differ from padding": a model whose pad token is its EOS would lose the EOS that it has to learn
+    # not "ids that differ from padding": where the pad token is EOS, the mask would leave out the EOS to be learnt
     completion_mask = (positions >= starts[:, None]) & inputs["attention_mask"].bool()  # (B, T)
     return dict(inputs), completion_mask
 

@@ -23,7 +23,7 @@ HELP = "[a] A is better  [b] B is better  [t] tie  [s] skip  [u] undo the last  
 
 
 class Annotator:
-    """One person at work on one list of items, in its order; an item with a label is not asked again."""
+    """One person who labels one list of items in order; an item that has a label is not asked again."""
 
     def __init__(self, items: Sequence[Item], name: str, labels: Labels, seed: int = 0) -> None:
         """Raises DpoKitError where the name is empty or cannot be shown."""
@@ -45,7 +45,7 @@ class Annotator:
         return next((item for item in self.items if item.id not in done), None)
 
     def order(self, item: Item) -> Order:
-        """Which answer stands on the left, side A: a coin of this seed, annotator and item, the same at every look."""
+        """Which answer is on the left, as side A: random, but always the same for one seed, annotator and item."""
         # Not `hash`, which differs from one process to the next.
         return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
 

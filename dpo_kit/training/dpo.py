@@ -60,14 +60,14 @@ def train_dpo(
     Writes in `folder`: `adapter/`; `log.jsonl` with the metrics of each step and, every `kl_every` steps, those of the
     `held_out` pairs and the KL to the reference; `start.json` with what was measured before the first step; `end.json`
     (see `last_rewards`). Checkpoints go to `scratch`, by default `folder/checkpoints`. A call with the same arguments
-    goes on from the newest checkpoint that verifies, and ends at the same weights, bit for bit, as if it had never been
+    goes on from the newest checkpoint that verifies, and ends with the same weights, bit for bit, as a run that was not
     stopped. Each of `callbacks` is a TrainerCallback, or has a method `on_row` that is called with each row of the log.
     Setting `stop` ends training after the step under way, with a checkpoint. Reference log-probs are computed once and
     kept in the file `references`, by default in the checkpoints' folder.
 
-    Raises TrainingStopped after `stop`. Raises DpoKitError where this is one of several processes, the policy does not
-    start at its reference, its gradient is not the right one, a row teaches nothing or would teach the model not to
-    stop, or a loss is not finite.
+    Raises TrainingStopped after `stop`. Raises DpoKitError where this is one of several processes, the policy differs
+    from its reference before the first step, its gradient is wrong, a row has no gradient or would teach the model not
+    to stop, or a loss is not finite.
     """
     refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
@@ -107,7 +107,8 @@ def dpo_trainer(
 ) -> GuardedDPOTrainer:
     """TRL's trainer on the quantised base. The adapter that is trained is `default`; TRL's frozen copy of it is `ref`.
 
-    With a file `references` the reference's log-probs are computed beforehand or found there, else at each step.
+    With a file `references` the reference's log-probs are read from it, or computed once and stored there. Without it
+    they are computed at each step.
     """
     model, tokenizer = load_base(profile, sft_adapter)
     scoring = Scoring.of(profile.model)
@@ -149,12 +150,12 @@ def _start_at_reference(model: PeftModel) -> None:
 
 
 def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
-    """Check that nothing has been learnt yet and that something can be: the loss at margin 0, and the right gradient.
+    """Check that the policy equals its reference before the first step, and that training computes the right gradient.
 
     Where the loss is DPO's, -log sigmoid, it is ln 2 at margin 0. It is strictly convex, so a mean loss of ln 2
-    together with a mean margin of 0 means that every margin is 0. Other losses have other values there, so only the
-    mean rewards of both sides and the margin are compared with 0. All are measured on the held-out pairs where there
-    are any, so that their curve has its first point, else on pairs that are trained.
+    together with a mean margin of 0 means that every margin is 0. Other losses have other values at margin 0, so for
+    them only the mean rewards of both sides and the margin are compared with 0. All are measured on the held-out pairs
+    where there are any, so that their curve has its first point, else on training pairs.
 
     Returns the loss, the margin and the lowest cosine of the gradients (see `check_gradients`).
     Raises DpoKitError where one of them is wrong.
@@ -205,7 +206,7 @@ def loss_arguments(settings: DpoSettings) -> dict[str, Any]:
 
 
 def check_schedule(trainer: GuardedDPOTrainer) -> None:
-    """Raises DpoKitError where every optimiser step falls into the warm-up, which starts at a learning rate of 0."""
+    """Raise DpoKitError where every optimiser step falls into the warm-up, which starts at a learning rate of 0."""
     steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
     warmup = trainer.args.get_warmup_steps(steps)
     if steps <= warmup:
@@ -217,7 +218,7 @@ def check_schedule(trainer: GuardedDPOTrainer) -> None:
 
 
 def check_moved(trainer: GuardedDPOTrainer) -> None:
-    """Raises DpoKitError where the weights that training ends with are those that it started with."""
+    """Raise DpoKitError where training has not changed any weight."""
     for name, parameter in trainer.model.named_parameters():
         if ".default." in name and not torch.equal(
             parameter, trainer.model.get_parameter(name.replace(".default.", ".ref."))
@@ -232,7 +233,7 @@ def check_moved(trainer: GuardedDPOTrainer) -> None:
 def last_rewards(trainer: GuardedDPOTrainer) -> dict[str, list[float]]:
     """The rewards that the trained policy gives to the first pairs, by side, as training itself computes them.
 
-    Whoever loads the saved adapter can compare with them, and so prove that it is the trained one: see `release.prove`.
+    `release.prove` compares the saved adapter with them, to prove that it is the one that was trained.
     """
     batch = trainer.probe_batch()
     trainer.model.eval()

@@ -1,10 +1,10 @@
 """After training: the adapter with its card, the proof that what was saved is what was trained, and merged models.
 
 The proof uses nothing that is still in memory. It loads base and adapters again, tokenises the pairs again with the
-saved template, and computes rewards from plain logits. They must be the rewards that training ended with.
+saved template, and computes rewards from plain logits. They must equal the rewards at the end of training.
 
-A merged model computes something slightly different, and how different depends on the base. An adapter that was trained
-on NF4 weights fits the dequantised weights; the weights of the unquantised base are not those that it was trained on.
+A merged model computes slightly different log-probs, and the difference depends on the base. An adapter that was
+trained on NF4 weights fits the dequantised weights. The unquantised weights are not those that it was trained on.
 """
 
 import json
@@ -39,8 +39,8 @@ HELD_OUT = ("eval_rewards/margins", "eval_rewards/accuracies", "kl/sequence", "k
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the rewards of the reloaded adapter are from those that training ended with: the largest distance on
-    `pairs` pairs, and the largest allowed one, both in units of reward.
+    """How far the reloaded adapter's rewards are from those at the end of training: the largest distance over `pairs`
+    pairs, and the largest distance that is allowed, both in units of reward.
     """
 
     pairs: int
@@ -82,7 +82,7 @@ def release_adapter(
 
 
 def settings_of(profile: Profile) -> dict[str, Any]:
-    """What whoever uses an adapter has to know of the profile that it was trained with: its name and these tables."""
+    """What a user of the adapter must know of the profile that it was trained with: its name and these tables."""
     tables = {name: getattr(profile, name).model_dump() for name in ("model", "sft", "data", "dpo", "evaluation")}
     tables["model"]["path"] = profile.model_path  # absolute where it is local, as PEFT's own record has it
     return {"profile": profile.name, **tables}
@@ -144,9 +144,9 @@ def _sides(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], 
 def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePair], folder: Path) -> list[Merged]:
     """Write two models with W + s B A in place of W: one from the unquantised base, one from the dequantised.
 
-    Their log-probs are compared with the adapter's on `pairs`, on the CPU, because a card on which the training fitted
-    may be too small for them. An unquantised profile has one base, so one merge. Raises DpoKitError where the base's
-    files are not on this machine, and as `write_merged` does.
+    Their log-probs are compared with the adapter's on `pairs`. This is done on the CPU, because a GPU that had memory
+    enough for training may be too small for merged models. An unquantised profile has one base, so one merged model.
+    Raises DpoKitError where the base's files are not on this machine, and as `write_merged` does.
     """
     source = folder_of(profile.model_path)
     if source is None or not any(source.glob("*.safetensors")):
@@ -207,7 +207,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _public(name: str) -> str:
-    """A Hub id as it is; of a local path only the last part, because the rest may tell what is private."""
+    """A Hub id as it is, and only the last part of a local path, because the rest may show private names."""
     return name if _on_hub(name) else Path(name).name
 
 

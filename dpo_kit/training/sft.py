@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the arm that DPO starts from, and the reference that it is compared with."""
+"""Supervised fine-tuning. Its adapter is the start of DPO, and the reference that DPO is compared with."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -37,8 +37,7 @@ def train_sft(
     """Train a LoRA adapter on demonstrations. Only their tokens, EOS included, bear loss.
 
     Writes `adapter/` and `log.jsonl` in `folder`. Callbacks, checkpoints, resuming and stopping are as in `train_dpo`.
-    Raises DpoKitError where the gradient is not the right one, a row would teach the model not to stop, or a loss is
-    not finite.
+    Raises DpoKitError where the gradient is wrong, a row would teach the model not to stop, or a loss is not finite.
     """
     refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
@@ -58,7 +57,7 @@ def train_sft(
 
 
 def start_at_base(profile: Profile, folder: Path, seed: int) -> None:
-    """Write a fresh adapter that changes nothing: B = 0, so its arm is the base itself, and DPO can start from it."""
+    """Write a new adapter with B = 0. It leaves the base's output unchanged, so DPO starts from the base itself."""
     set_seed(seed)
     model, tokenizer = load_base(profile)
     adapted = get_peft_model(model, lora(profile), autocast_adapter_dtype=True)
@@ -66,7 +65,7 @@ def start_at_base(profile: Profile, folder: Path, seed: int) -> None:
 
 
 def copy_adapter(profile: Profile, source: Path, folder: Path) -> None:
-    """Write the adapter of the folder `source` for DPO to start from.
+    """Copy the adapter in the folder `source`, for DPO to start from.
 
     Raises DpoKitError where there is none, or where it was trained on another base.
     """

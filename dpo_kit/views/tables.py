@@ -155,7 +155,7 @@ def power_sentence(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know besides the table: what is missing or unjudged, and what is to be doubted."""
+    """What a reader must know besides the table: missing and unjudged answers, and reasons for doubt."""
     missing = []
     for arm, gap in comparison.missing.items():
         ids = ", ".join(gap.first) + (", ..." if gap.count > len(gap.first) else "")
@@ -244,7 +244,7 @@ def further_tables(report: Report) -> dict[str, str]:
     tables["How answers end, and how long they are"] = html_table(columns, ends)
     contrasts = []
     for row in report.contrasts:
-        # one text, because the first column heads its row
+        # the two arms are one text, because the first column is the header of its row
         who = (f"{arm_name(row.treated)} over {arm_name(row.control)}", metric_name(row.metric))
         verdict = "refused" if report.refusal else row.verdict
         contrasts.append((*who, interval(row.interval, "+"), f"{row.p_holm:.2g}", verdict))
@@ -253,7 +253,7 @@ def further_tables(report: Report) -> dict[str, str]:
         made = html_table(columns, contrasts, words=("metric", "verdict"))
         tables["The other contrasts, under Holm's correction"] = made
     if report.win_rate_at_k:
-        # of K samples of each arm the best ones are compared
+        # for each K, the best of K samples of one arm is compared with the best of K of the other
         rates = [(str(k), interval(rate)) for k, rate in report.win_rate_at_k.items()]
         tables["Best of K against best of K"] = html_table(("K", "win rate, 95%"), rates)
     return tables
@@ -315,12 +315,12 @@ def audit_table(data: dict) -> Table:
 
 
 def audit_title(data: dict) -> str:
-    """How many pairs were audited, and how many of them can be trained on."""
+    """A title: how many pairs were audited, and how many of them can be trained on."""
     return f"{data['rows']:,} pairs audited, {data['kept']:,} to train on"
 
 
 def audit_cells(finding: dict) -> tuple[str, ...]:
     """One finding as a row of strings, in the order of `AUDIT_COLUMNS`."""
-    measured = finding["severity"] != "skipped"  # what was not looked at has no count, not even zero
+    measured = finding["severity"] != "skipped"  # a check that did not run has no count; zero would mislead
     counts = (f"{finding['count']:,}", f"{finding['share']:.1%}") if measured else ("", "")
     return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])

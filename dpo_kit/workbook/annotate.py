@@ -1,9 +1,9 @@
 """A person as judge, in a notebook cell: two answers side by side, one key a label.
 
-`Annotator` does the work: which item comes next, which answer stands on which side, which label was given. It asks the
-file of labels each time, so that a restart, a second window or a kill changes nothing. `AnnotatorWidget` only shows
-it. Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
-told it that the label was committed.
+`Annotator` decides which item comes next and which answer is on which side, and stores the labels. It reads the file of
+labels each time, so that a restart, a second window or a kill loses no label. `AnnotatorWidget` only shows the items.
+Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
+reported that the label was committed.
 
 The widget is an anywidget, because ipywidgets' boxes decide the focus order, key events and ARIA attributes by
 themselves.

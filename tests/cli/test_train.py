@@ -1,4 +1,4 @@
-"""`train`: own pairs in any form end in a released adapter; what is wrong is said before anything is trained."""
+"""`train` makes a released adapter from pairs in any format, and reports errors before it trains anything."""
 
 import json
 import re

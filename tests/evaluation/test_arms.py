@@ -1,4 +1,4 @@
-"""Any list of arms: adapters, models, ready answers, and an endpoint that misbehaves in each known way."""
+"""Arms of every kind: adapters, models, files of answers, and an endpoint with every known kind of failure."""
 
 import itertools
 import json

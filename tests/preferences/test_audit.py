@@ -1,4 +1,4 @@
-"""Each check of the audit fires on its fault and stays silent beside it."""
+"""Each check of the audit reports its fault, and does not report similar rows without the fault."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Each of the ways in which training goes wrong in silence, made to happen, and noticed."""
+"""Each known silent error of a training is caused on purpose, and a guard must report it."""
 
 import json
 import math

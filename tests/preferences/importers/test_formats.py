@@ -1,4 +1,4 @@
-"""Files as people have them: each is read right, or refused in one line."""
+"""Files in the formats that people have: each is read correctly, or refused with one clear line."""
 
 import gzip
 import io
