@@ -1,1 +1,1 @@
-"""What the performance tables in LOG.md are made with."""
+"""The programs that produce the tables of performance and reliability in LOG.md."""

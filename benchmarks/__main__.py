@@ -1,8 +1,8 @@
 """Every benchmark of speed, one table after the other: `python -m benchmarks`, or `make bench`.
 
 They measure the whole run by stage, generation, and a DPO step on the tiny model and on a larger shape. On two cores
-they take most of an hour, and the machine should do nothing else meanwhile. Each part is a command of its own. The rows
-of the DPO steps are kept in `runs/`.
+they take most of an hour, and the machine should do nothing else meanwhile. Each part is also a separate command. The
+rows of the DPO steps are kept in `runs/`.
 """
 
 import os
@@ -19,4 +19,4 @@ PARTS = {
 for title, part in PARTS.items():
     print(f"\n## {title}\n", flush=True)
     command = [sys.executable, "-m", *f"benchmarks.{part}".split()]
-    subprocess.run(command, check=True, env=os.environ | {"TQDM_DISABLE": "1"})  # a table is no place for progress bars
+    subprocess.run(command, check=True, env=os.environ | {"TQDM_DISABLE": "1"})  # no progress bars between the tables

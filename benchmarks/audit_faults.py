@@ -1,12 +1,12 @@
-"""Does the audit find what is wrong, leave alone what is right, and end in time?
+"""Does the audit find planted faults, flag few clean rows, and run fast enough on a large data set?
 
     python -m benchmarks.audit_faults [--pairs 10000] [--seed 0]     seeded faults: recall by check, clean rows flagged
     python -m benchmarks.audit_faults --speed 60000                  seconds and peak memory at UltraFeedback's size
 
-Clean pairs are half incidents of the workbook's world, which are alike by construction, and half recombined sentences
-of real Anthropic HH conversations (`DPO_KIT_REAL_DATA`). Every fault of a row is planted in 1% of the rows, in rows of
-its own. A near-duplicate is a copy with one word and 2% of the others changed, none with a digit, and with case and
-punctuation altered. `looks cut off` is a heuristic and is reported, not required.
+Half of the clean pairs are incidents of the workbook's world, which are similar by construction, and half are
+recombined sentences of real Anthropic HH conversations (`DPO_KIT_REAL_DATA`). Each fault is planted in 1% of the rows,
+and no row has two faults. A near-duplicate is a copy with one word and 2% of the other words changed, none of them with
+a digit, and with case and punctuation altered. `looks cut off` is a heuristic: its recall is reported, not required.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def sentences() -> tuple[list[str], list[str]]:
 
 
 def pair(name: str, messages: list[Message], chosen: str, rejected: str, stopped: bool | None = True) -> PreferencePair:
-    """A pair as a judge would have left it."""
+    """A pair with the verdict of a judge."""
     sides = (Response(prompt_id=name, text=text, arm="sampled", stopped=stopped) for text in (chosen, rejected))
     prompt = Prompt(id=name, messages=tuple(messages))
     return PreferencePair(
@@ -145,7 +145,9 @@ def near_pair(base: PreferencePair, rng: random.Random, words: list[str]) -> Pre
 
 
 def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
-    """Plant every fault in `rate` of the rows. Returns the pairs, the faulty rows by check, the holdout."""
+    """Plant every fault in `rate` of the rows. Returns the pairs, the faulty rows by check, the holdout, and for each
+    near-duplicate the row that it was made from: the audit may drop either of the two.
+    """
     rows, free = list(pairs), list(range(len(pairs)))
     rng.shuffle(free)
     truth: dict[str, set[int]] = {}
@@ -199,7 +201,9 @@ def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
             "duplicates",
             with_texts(rows[row], lambda text: f" {text.upper()}\n".replace(" ", "  "), ("chosen", "prompt")),
         )
+    twins = {}
     for row in originals[each:]:
+        twins[len(rows)] = row
         add("near-duplicates", near_pair(rows[row], rng, words))
     for row in some_rows("opposite labels"):
         p = rows[row]
@@ -209,7 +213,7 @@ def plant(pairs: list[PreferencePair], rate: float, rng: random.Random):
         third = p.chosen.model_copy(update={"text": " ".join(rng.choices(words, k=40)) + "."})
         add("preference cycles", p.model_copy(update={"chosen": p.rejected, "rejected": third}))
         add("preference cycles", p.model_copy(update={"chosen": third, "rejected": p.chosen}))
-    return rows, truth, holdout
+    return rows, truth, holdout, twins
 
 
 def disordered(p: PreferencePair, rng: random.Random) -> PreferencePair:
@@ -236,8 +240,10 @@ def stopped(p: PreferencePair, value: bool | None) -> PreferencePair:
 
 
 def faulty_tokenizer() -> PreTrainedTokenizerBase:
-    """The tiny tokenizer with two habits of real ones: a token for an empty line, and a template that trusts an EOS
-    anywhere in the answer. A line break after `<|assistant|>` then merges with one at the answer's start."""
+    """The tiny tokenizer with two properties of real ones: a token for an empty line, and a template that adds no EOS
+    where the answer already contains one. A line break after `<|assistant|>` then merges with one at the start of
+    the answer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base")
     tokenizer.add_tokens(["\n\n"])
     tokenizer.chat_template = (
@@ -247,18 +253,23 @@ def faulty_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def scores(report: AuditReport, truth: dict[str, set[int]]) -> tuple[dict[str, tuple[int, int]], set[int]]:
+def scores(
+    report: AuditReport, truth: dict[str, set[int]], twins: dict[int, int]
+) -> tuple[dict[str, tuple[int, int]], set[int]]:
     """By check how many planted rows it found of how many, and the clean rows that any check of rows flagged."""
-    found = {check: (len(rows & set(report[check].rows)), len(rows)) for check, rows in truth.items()}
-    faulty = set().union(*truth.values())
+    found = {}
+    for check, rows in truth.items():
+        flagged = set(report[check].rows)
+        found[check] = (sum(row in flagged or twins.get(row) in flagged for row in rows), len(rows))
+    faulty = set().union(*truth.values(), twins.values())
     return found, {row for finding in report.findings for row in finding.rows} - faulty
 
 
-def seeded(n: int, seed: int, rate: float = 0.01) -> tuple[AuditReport, dict[str, set[int]]]:
+def seeded(n: int, seed: int, rate: float = 0.01) -> tuple[AuditReport, dict[str, set[int]], dict[int, int]]:
     """Audit `n` clean pairs in which every fault was planted."""
     rng = random.Random(seed)
-    rows, truth, holdout = plant(clean_pairs(n, rng), rate, rng)
-    return audit_pairs(rows, faulty_tokenizer(), holdout, MAX_LENGTH), truth
+    rows, truth, holdout, twins = plant(clean_pairs(n, rng), rate, rng)
+    return audit_pairs(rows, faulty_tokenizer(), holdout, MAX_LENGTH), truth, twins
 
 
 def speed(n: int, seed: int) -> None:
@@ -301,8 +312,8 @@ def main() -> None:
     elif arguments.speed:
         speed(arguments.speed, arguments.seed)
     else:
-        report, truth = seeded(arguments.pairs, arguments.seed)
-        found, false = scores(report, truth)
+        report, truth, twins = seeded(arguments.pairs, arguments.seed)
+        found, false = scores(report, truth, twins)
         print("| fault | planted | found | recall |\n| --- | ---: | ---: | ---: |")
         for check, (hits, planted) in found.items():
             print(f"| {check} | {planted} | {hits} | {hits / planted:.1%} |")

@@ -120,7 +120,7 @@ CELLS = (
     Cell("clustered win rate .65", BETTER, of_win_rate, 3),
     Cell("clustered win rate .60, 60% ties", TIED, of_win_rate, 3),
 )
-BEYOND = (  # shown, not promised: what the docstrings warn of
+BEYOND = (  # cases that the docstrings warn of: their coverage is shown and not required
     Cell("metric, nine in ten at its bound", levels(FIFTHS, [0.02, 0.01, 0.01, 0.02, 0.04, 0.90]), of_metric),
     Cell("difference, 94% equal", levels([-0.2, 0, 0.2], [0.02, 0.94, 0.04]), of_difference),
     Cell("clusters of up to 5, skewed", SKEWED, of_metric, 5),

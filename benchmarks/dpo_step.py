@@ -1,12 +1,12 @@
-"""What one DPO step costs: stock TRL, the best stock TRL, the fast path, and the fast path with a part switched off.
+"""The cost of one DPO step: stock TRL, the best stock TRL, the fast path, and the fast path with a part switched off.
 
     python -m benchmarks.dpo_step --model smollm2-135m --lengths ragged [--rounds 5] [--json FILE]
 
 One call measures one cell of the table: a model shape with random weights and a profile of lengths P:C:R. Every arm
-runs in a fresh process on the same pairs in the same order, arms interleaved ABBA, so that a slow spell of the machine
-meets all of them; ratios are taken within a round. First, in fp32, every arm must give TRL's loss, log-probs and
-gradient; the call fails otherwise. The best stock is found by a sweep over its microbatch and autocast. Ours may use
-no more memory than that: where it would, the activations of as few layers as that takes are computed again.
+runs in a fresh process on the same pairs in the same order. Arms are interleaved ABBA, so that a slow period of the
+machine affects all of them; ratios are taken within a round. First, in fp32, every arm must give TRL's loss, log-probs
+and gradient; otherwise the call fails. The best stock TRL is found by a sweep over its microbatch and autocast. The
+fast path may not use more memory than that: where it would, it recomputes the activations of as few layers as needed.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def lengths(profile: str, tokens: int, pairs: int) -> list[tuple[int, int, int]]
 
 
 def make_rows(profile: str, shape: Shape, vocabulary: int, pairs: int) -> list[dict]:
-    """Random token ids, with reference log-probs that do not matter to the cost."""
+    """Random token ids with arbitrary reference log-probs, which do not change the cost."""
     draw = random.Random(1)
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = []
@@ -169,7 +169,7 @@ def build_trainer(
 
 @contextmanager
 def without(part: str):
-    """Switch a part of the fast path off, from outside: the product has no switches for it."""
+    """Switch a part of the fast path off by patching it, because the package has no options for this."""
     import torch
     import torch.nn.functional as F
     from trl.trainer import utils
@@ -286,7 +286,7 @@ def measure(arm: str, shape: Shape, rows: list[dict], best: dict, steps: int) ->
 
 
 def ideal_flops(model, rows: list[dict], unique: int) -> float:
-    """The least a step can cost: forward and backward of each token once, and of the head where it is scored.
+    """The lowest possible cost of a step: forward and backward once a token, and the head for scored tokens only.
 
     2 N for a forward through N frozen weights and as much again for the backward, which has no weight gradients.
     """

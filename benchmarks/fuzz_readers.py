@@ -1,11 +1,11 @@
-"""Can any bytes bring the readers to do what they do not document? Coverage-guided fuzzing with atheris.
+"""Do the readers behave as documented for arbitrary bytes? Coverage-guided fuzzing with atheris.
 
     python -m benchmarks.fuzz_readers [pairs|import|prompts|reply|score] [--minutes 1] [--corpus runs/fuzz]
 
 Targets: our own pairs file, other people's files in every format, their prompts, and the two parsers of what an LLM
-judge replies. The properties are those of the unit tests: no exception but the documented one; every line is read or in
-quarantine; what was read can be written and read again. The corpus grows in its folder, so that the next run goes on
-where this one stopped; an input that breaks a property is kept there as `crash-...`, and the exit code is not 0.
+judge replies. The properties are those of the unit tests: only the documented exception is raised; every line is read
+or in quarantine; what was read can be written and read again. Inputs are kept in the corpus folder, so that the next
+run continues from there. An input that breaks a property is kept there as `crash-...`, and the exit code is not 0.
 """
 
 import argparse

@@ -81,7 +81,7 @@ def stock(arms, prompts: Sequence[Prompt], profile: Profile, seed: int) -> list[
                 temperature=settings.temperature, pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
-        answers += answers_in(ids, inputs["input_ids"].shape[1], tokenizer.eos_token_id)
+        answers += answers_in(ids, inputs["input_ids"].shape[1], [tokenizer.eos_token_id])
     return answers
 
 

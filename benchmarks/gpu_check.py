@@ -1,10 +1,10 @@
-"""What only a GPU can show: memory against its estimate, speed against stock TRL, and the CPU's losses.
+"""Checks that need a GPU: memory against its estimate, speed against stock TRL, and losses against the CPU's.
 
     python -m benchmarks.gpu_check [--caps 8 12 16 24] [--skip-speed] [--json FILE]
 
-Under each cap, a share of the card that torch may not exceed, a process of its own trains the gpu-* profile of that
-size for two steps, on a model of the profile's shape with arbitrary weights and on the longest rows that the profile
-allows. Its peak is held against `models.memory`. Run it on any card; caps above its memory are left out, and said.
+A cap is a share of the GPU's memory that torch may not exceed. For each cap a separate process trains the gpu-* profile
+of that size for two steps, on a model of the profile's shape with arbitrary weights and on the longest rows that the
+profile allows. Its peak is compared with `models.memory`. Any GPU will do; caps above its memory are listed as skipped.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def memory_table(rows: list[dict]) -> str:
 
 
 def _row(cap: float, installed: float) -> dict:
-    """What one cap gave, or why it gave nothing."""
+    """The result for one cap, or the reason why there is none."""
     if cap > installed + 1:  # cards have a little less than their name says
         return {"cap": cap, "error": f"the card has {installed:.0f} GB"}
     try:

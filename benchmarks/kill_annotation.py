@@ -2,14 +2,14 @@
 
     python -m benchmarks.kill_annotation [--kills 200] [--seed 0]
 
-Each writer is a process of its own. It goes on with its first item without a label, takes one label in five back, and
-prints a line after each commit: that line is the acknowledgement. SIGKILL comes at a random moment, one time in four
-while the writer still opens the file; every 20 kills a new file begins, so that some are killed while making it. After
-each kill the file is compared with the lines: whatever was acknowledged must stand as it was said, once; beyond it at
-most one unacknowledged act may be there.
+Each writer is a separate process. It labels its first item without a label, undoes one label in five, and prints a line
+after each commit, which is the acknowledgement. SIGKILL comes at a random moment, one time in four while the writer
+still opens the file. Every 20 kills a new file begins, so that some writers are killed while they create it. After each
+kill the file is compared with the printed lines: each acknowledged label must be there exactly once and unchanged, and
+at most one unacknowledged change may be there too.
 
-A kill leaves the system's cache alive, so this shows nothing about a power cut: for that the store relies on
-SQLite's `synchronous = FULL`, which flushes each commit to the disk.
+A kill does not clear the system's file cache, so this shows nothing about a power cut. For that the store relies on
+SQLite's `synchronous = EXTRA`, which flushes each commit to the disk.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What training loses to SIGKILL, damaged files and a full disk: here, and with a stock TRL checkpoint beside it.
+"""What training loses through SIGKILL, damaged files and a full disk, with this package and with stock TRL.
 
     python -m benchmarks.kill_training [--kills 100] [--stock-kills 10] [--only kills,damage,disk]
 
-Every training is a real child process, forked from a parent that has only imported, and saves after every step, so
-that much of its time is saving. After each kill this script works out by itself, with hashlib alone, which checkpoint
-is the newest whole one, and the next child must say that it goes on from exactly that one. Whenever a child reaches
-the end, its weights and its log must equal those of a run that was never interrupted. Prints Markdown tables; exits
-with 1 where anything was lost. The full disk is a small tmpfs, which takes root; without it, a limit on file size.
+Every training is a real child process, forked from a parent that has only imported the libraries. It saves after every
+step, so that many kills fall into a save. After each kill this script finds the newest complete checkpoint with hashlib
+alone, and the next child must resume from exactly that one. When a child reaches the end, its weights and its log must
+equal those of a run that was never interrupted. Prints Markdown tables; exits with 1 where anything was lost. The full
+disk is a small tmpfs, which needs root; without root it is a limit on the size of a file.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""Would the tests notice? Small wrong changes, one at a time, and the tests of the changed file's room.
+"""Do the tests find errors? Make small wrong changes, one at a time, and run the tests of the changed file's room.
 
     python -m benchmarks.mutants [--count 200] [--seed 0] [--rooms ROOM ...] [--out FILE]
 
 A mutant is one changed place in a copy of the tree: a comparison, a constant, a condition, an operator, `max` instead
 of `min`, a keyword or a call left out. The mutant is killed if a test fails or the tests take too long. It survives if
-all pass. Rows are appended to a file, so that the same command goes on where it was stopped. Prints how many were
-killed and the diff of each survivor. Somebody has to read these: some change nothing that a test could see.
+all pass. Rows are appended to a file, so that the same command continues where it was stopped. Prints how many were
+killed and the diff of each survivor. A person has to read these, because some do not change any result.
 """
 
 import argparse

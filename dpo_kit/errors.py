@@ -1,8 +1,8 @@
-"""The one exception of the package: for what its user can put right."""
+"""The exception of this package, for every error that its user can correct."""
 
 
 class DpoKitError(Exception):
-    """Something that the user can put right. The message says what was found, where, and what to do.
+    """An error that the user can correct. The message says what was found, where, and what to do.
 
     The command line prints it as one line and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""Writing a file so that it is whole or absent, and hashing what files hold."""
+"""Writing files so that each is complete or unchanged, and hashing the content of files."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk and would survive a power cut."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder as a file; it writes names to its journal by itself
-    # Windows flushes only what is open for writing, and Linux opens a folder only for reading
+        return  # Windows cannot open a folder as a file, and writes the names in it to its journal by itself
+    # Windows flushes only files that are open for writing, and Linux opens folders only for reading
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
 """JSON, read strictly and without loss; JSON Lines, read and written as plain objects or as records.
 
-A line is good or bad. A bad line is neither repaired nor passed over in silence: it raises an error, or, where the
-caller names a quarantine file, it is put there as it was, with its number and what is wrong, and the good lines are
-returned. Python's own parser is more lenient than what comes after it: it takes the last of two equal keys, NaN, half
-a surrogate pair and a thousand levels of nesting, and each of these would fail later, elsewhere, or not at all.
+A line is good or bad. A bad line is neither repaired nor skipped in silence. It raises an error, or, where the caller
+names a quarantine file, it is copied there unchanged with its number and the fault, and the good lines are returned.
+Python's own parser accepts too much: two equal keys (it uses the last), NaN, half a surrogate pair, and a thousand
+levels of nesting. Each of these would cause an error later and elsewhere, or a wrong result without an error.
 """
 
 import base64
@@ -30,7 +30,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that could not be used: its number (from 1), what is wrong, its bytes, and what the number counts.
+    """A line that cannot be used: its number (from 1), what is wrong, its bytes, and the unit that the number counts.
 
     `file` is the file's name where it lies in a folder that is read as a whole.
     """
@@ -62,7 +62,7 @@ def read_lines(
     """`parse` of every line's object. `parse` may raise ValueError, KeyError or TypeError to call a line bad.
 
     Without `quarantine` the first bad line raises DpoKitError, which names file and line. With it, the bad lines are
-    written there, `log` is told how many, and the good ones are returned. Blank lines are neither.
+    written there, `log` is called with their number, and the good ones are returned. Blank lines are ignored.
     """
     good: list[T] = []
     bad: list[BadLine] = []
@@ -109,7 +109,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                raw = raw.removeprefix(BOM) if number == 1 else raw  # some editors on Windows write one
+                raw = raw.removeprefix(BOM) if number == 1 else raw  # some editors on Windows write a byte order mark
                 if raw.strip():
                     yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises ValueError that says what is wrong."""
     flaws: list[str] = []
     try:
-        # Decoded here: `json.loads` of bytes may take them for UTF-16, and lets lone surrogates pass.
+        # Decode here, because `json.loads` of bytes may take them for UTF-16, and accepts lone surrogates.
         value = strict_decoder(flaws).decode(decode(raw))
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
@@ -142,7 +142,7 @@ def decode(raw: bytes) -> str:
 
 
 def strict_decoder(flaws: list[str]) -> json.JSONDecoder:
-    """A decoder that adds to `flaws` what Python's would accept, and goes on, so that it finds the value's end."""
+    """A decoder that adds to `flaws` what Python accepts and we do not. It continues, to find the end of the value."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -194,13 +194,13 @@ def reason(error: Exception) -> str:
 
 
 def refuse_or_keep(path: Path, bad: BadLine, quarantine: Path | None) -> None:
-    """Raise DpoKitError for a bad line, unless there is a quarantine it will go to."""
+    """Raise DpoKitError for a bad line, unless there is a quarantine file for it."""
     if quarantine is None:
         raise DpoKitError(f"{path / bad.file}, {bad.unit} {bad.number}: {bad.reason}; repair or remove it")
 
 
 def write_quarantine(quarantine: Path, source: Path, bad: Sequence[BadLine]) -> None:
-    """Write the bad lines of `source`, or an empty file. What is not UTF-8 is kept in base64: no byte is lost."""
+    """Write the bad lines of `source`, or an empty file. Bytes that are not UTF-8 are written as base64."""
     if quarantine.resolve() == source.resolve():
         raise DpoKitError(f"{quarantine}: the quarantine must not be the file that is read; name another")
     write_jsonl(quarantine, (_quarantined(source, line) for line in bad))

@@ -1,4 +1,4 @@
-"""The machine this runs on: how much memory was needed so far, and whether a person sits at it."""
+"""Questions about this machine: how much memory this process has used, and whether a person can see a notebook page."""
 
 import os
 import sys
@@ -26,5 +26,5 @@ def peak_memory_mb() -> int:
 
 
 def someone_is_there() -> bool:
-    """Whether the kernel was started from a notebook page: Jupyter's server says so, nbconvert and nbmake do not."""
+    """Whether a notebook page started the kernel. Jupyter's server sets a variable that nbconvert and nbmake do not."""
     return "JPY_SESSION_NAME" in os.environ

@@ -1,11 +1,11 @@
-"""Which stages a run has, and the functions that walk them: for the workbook's own world, and for pairs from outside.
+"""The stages of a run and the functions that build them in order, for the workbook's own world and for external pairs.
 
 - `OWN_WORLD` (`triage.world`): the package invents prompts whose right answers are known. SFT learns from noisy
   demonstrations, its arm is sampled for pairs, and DPO learns from these. `run` then compares three arms.
 - `EXTERNAL_PAIRS`: the pairs are a file or a data set that the profile names. They are read first, and SFT learns from
   their chosen answers. There is no rubric, so the arms are compared by the `evaluate` command.
 
-`run` and `train` walk a list; a notebook calls `sft`, `pairs`, `dpo` one at a time.
+`run` and `train` build all stages of a list; a notebook calls `sft`, `pairs` and `dpo` one at a time.
 """
 
 import json
@@ -24,10 +24,10 @@ from dpo_kit.workspace import Workspace
 
 
 def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, log: Callable = print) -> Report:
-    """Walk the own world's stages in `workdir`, compare the three arms, and write `report.json` and `report.html`.
+    """Build the own world's stages in `workdir`, compare the three arms, and write `report.json` and `report.html`.
 
-    Returns the report. Stages that are done and verify are skipped; `fresh` builds all of them again.
-    Raises DpoKitError for anything that the reader can put right.
+    Returns the report. Finished stages that verify are skipped; `fresh` builds all of them again.
+    Raises DpoKitError for every error that the user can correct.
     """
     if profile.data.external:
         raise DpoKitError(
@@ -43,10 +43,10 @@ def run(profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, 
 def train(
     profile: Profile, workdir: Path, *, seed: int = 0, fresh: bool = False, merge: bool = False, log: Callable = print
 ) -> Path:
-    """SFT, DPO, release, on the profile's pairs. Returns the folder of the released adapter with its card and proof.
+    """SFT, DPO and release on the profile's pairs. Returns the folder of the adapter with its card and proof.
 
-    Stages that are done and verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
-    Raises DpoKitError for anything that the reader can put right, and where `workdir` holds a finished stage of other
+    Finished stages that verify are skipped; `fresh` builds all of them again. `merge` also writes whole models.
+    Raises DpoKitError for every error that the user can correct, also where `workdir` holds a finished stage of other
     settings or pairs.
     """
     work = Workspace(workdir, profile.name, log, fresh=fresh, keep=True)
@@ -59,7 +59,7 @@ def train(
 
 
 def sft(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Fine-tune the arm that DPO starts from. Writes `adapter/`, `prompts.jsonl`, `demonstrations.jsonl`, `log.jsonl`.
+    """Fine-tune the arm that DPO starts from; write `adapter/`, `prompts.jsonl`, `demonstrations.jsonl`, `log.jsonl`.
 
     It learns from noisy demonstrations, or from the chosen answers of external pairs, which are then read first.
     """
@@ -69,19 +69,19 @@ def sft(work: Workspace, profile: Profile, seed: int) -> Path:
 def pairs(work: Workspace, profile: Profile, seed: int) -> Path:
     """Sample and judge pairs of the SFT arm's answers, or read external pairs. Writes `pairs.jsonl`, `heldout.jsonl`.
 
-    Training learns from `pairs.jsonl`. The pairs of `heldout.jsonl` have other prompts: training measures itself on
-    them and never learns from them.
+    Training learns from `pairs.jsonl`. The pairs of `heldout.jsonl` have other prompts: training is measured on them
+    and never learns from them.
     """
     return stages(profile)["pairs"](work, profile, seed)
 
 
 def dpo(work: Workspace, profile: Profile, seed: int) -> Path:
-    """Train DPO on the pairs, starting from the SFT arm and against it. Writes `adapter/`, `log.jsonl` and more."""
+    """Train DPO on the pairs, with the SFT arm as start and as reference. Writes `adapter/`, `log.jsonl` and more."""
     return stages(profile)["dpo"](work, profile, seed)
 
 
 def stages(profile: Profile) -> dict[str, Stage]:
-    """The list of stages that the profile's pairs ask for, by name, in the order in which they are built."""
+    """The stages that the profile needs for its pairs, by name, in the order in which they are built."""
     return EXTERNAL_PAIRS if profile.data.external else OWN_WORLD
 
 
@@ -89,7 +89,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
 
 
 def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
-    """`pairs` from outside: read, audit and split those that the profile names. Also writes `audit.json`."""
+    """`pairs` for external pairs: read, audit and split those that the profile names. Also writes `audit.json`."""
 
     def build(folder: Path) -> None:
         from dpo_kit.preferences.importers import load_external_pairs
@@ -116,12 +116,12 @@ def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:
 
 
 def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Prompt], list[Response]]:
-    """What SFT trains on where there are pairs and no demonstrations: each chosen answer once, at most so many.
+    """Demonstrations for SFT where there are only pairs: each chosen answer once, at most `most` of them.
 
-    DPO compares with a reference that must give the pairs' answers some probability (arXiv 2305.18290, section 5; as
-    Zephyr did, arXiv 2310.16944).
+    DPO's reference must give the pairs' answers some probability, so it is first trained on the chosen ones (arXiv
+    2305.18290, section 5; Zephyr does the same, arXiv 2310.16944).
     """
-    # an answer that stands in several pairs is one demonstration
+    # an answer that occurs in several pairs is used once
     answers = {(pair.prompt.messages, pair.chosen.text): pair for pair in pairs}
     kept = list(answers.values())[:most]
     return [pair.prompt for pair in kept], [pair.chosen for pair in kept]

@@ -1,4 +1,4 @@
-"""The nouns: a prompt, responses to it, a verdict on two of them, and the preference pair that follows.
+"""The records that all rooms use: a prompt, responses to it, a verdict on two responses, and a preference pair.
 
 A record is frozen and becomes one line of JSON. Pairs are written in TRL's conversational format with an explicit
 prompt, so any TRL trainer reads `pairs.jsonl` as it is.
@@ -16,7 +16,7 @@ from dpo_kit.errors import DpoKitError
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Winner = Literal["a", "b", "tie", "unjudged"]
-# Roles by their first letters: an assistant may call tools before it answers, and the user speaks after the answer.
+# Roles by their first letters. An assistant may call tools before it answers; after the answer comes the user's turn.
 PROMPT_ROLES = re.compile(r"[sd]*u(?:a(?:t+a)*u)*(?:at+)*")
 SIDE_ROLES = re.compile(r"a(?:t+a)*(?:ua(?:t+a)*)*")
 LATER = ("reasoning_content", "tool_calls", "tool_call_id", "name", "tools", "turns")
@@ -26,12 +26,12 @@ LATER_OF_PAIRS = ("weight", "strength", "scores", "annotator")
 class Record(BaseModel):
     """A frozen value that rejects fields it does not know."""
 
-    # A misspelt field would otherwise be dropped, and its default would stand in its place.
+    # Otherwise a misspelt field would be dropped, and its default would be used without an error.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Sparse(Record):
-    """A record that is written without the fields of `LATER` that hold None: old files and hashes stay as they are."""
+    """A record. Fields in `LATER` that are None are not written, so that older files and their hashes stay valid."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Message(Sparse):
 
     @property
     def text(self) -> str:
-        """All that the turn says, for people and for checks to read: the reasoning, the content, the tool calls."""
+        """The whole turn as text, for people and for checks: the reasoning, the content, the tool calls."""
         calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in self.tool_calls or ()]
         return "\n\n".join([part for part in (self.reasoning_content, self.content) if part] + calls)
 
@@ -66,8 +66,8 @@ class Message(Sparse):
 class Prompt(Sparse):
     """What the model is asked.
 
-    `id` never changes: samples are seeded by it, and statistics are by it.
-    `facts` holds what the asker knows and the model is not told, such as the truth of a simulated world.
+    `id` never changes, because it seeds the sampling and is the unit of the statistics.
+    `facts` holds what the model is not told, such as the truth of a simulated world.
     `tools` are the JSON schemas of the functions that the model may call; a chat template takes them as `tools`.
     """
 
@@ -78,9 +78,12 @@ class Prompt(Sparse):
 
     @classmethod
     def of(
-        cls, messages: Iterable[Message], facts: dict[str, Any] | None = None, tools: Sequence[dict] | None = None
+        cls,
+        messages: Iterable[Message],
+        facts: dict[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
     ) -> "Prompt":
-        """A prompt named by what it asks: the same messages and tools always get the same id."""
+        """A prompt whose id is a hash of its messages and tools, so that the same ones always get the same id."""
         messages, tools = tuple(messages), tuple(tools) if tools else None
         # 64 bits: among a million prompts two share an id with a probability of 3 in 100 million.
         name = f"{_hash(messages, 'prompt', tools):064x}"[:16]
@@ -137,7 +140,7 @@ class Response(Sparse):
         return self.turns or (Message(role="assistant", content=self.text),)
 
     def chat(self) -> list[dict[str, Any]]:
-        """The messages as chat templates want them, to stand after the prompt's."""
+        """The messages as chat templates want them, to be placed after the prompt's."""
         return [message.model_dump() for message in self.messages]
 
 
@@ -181,7 +184,7 @@ class PreferencePair(Record):
 
     def to_json(self) -> dict[str, Any]:
         """`to_trl`, and beside it the verdict and how both answers were made, so that nothing is lost on the disk."""
-        not_how = {"text", "prompt_id", "turns"}  # what does not tell how an answer was made
+        not_how = {"text", "prompt_id", "turns"}  # the fields that do not say how an answer was made
         known = {name: getattr(self, name) for name in LATER_OF_PAIRS}
         return {
             **self.to_trl(),
@@ -210,9 +213,8 @@ class PreferencePair(Record):
             except ValueError as error:
                 raise error if isinstance(error, ValidationError) else ValueError(f"{name}: {error}") from None
 
-        sides = {name: side(name) for name in ("chosen", "rejected")}
-        known = {name: row.get(name) for name in LATER_OF_PAIRS}
-        return cls(prompt=prompt, **sides, verdict=row["verdict"], **known)
+        later: dict[str, Any] = {name: row.get(name) for name in LATER_OF_PAIRS}
+        return cls(prompt=prompt, chosen=side("chosen"), rejected=side("rejected"), verdict=row["verdict"], **later)
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:
@@ -230,7 +232,7 @@ def side_fault(messages: Sequence[Message]) -> str | None:
     return _fault(messages, SIDE_ROLES, "an answer begins and ends with the assistant, and others take turns with it")
 
 
-def _fault(messages: Sequence[Message], right: re.Pattern, rule: str) -> str | None:
+def _fault(messages: Sequence[Message], right: re.Pattern[str], rule: str) -> str | None:
     roles = [message.role for message in messages]
     if right.fullmatch("".join(role[0] for role in roles)):
         return None
@@ -256,7 +258,7 @@ def split_by_prompt(
 
 
 def _hash(messages: Sequence[Message], salt: str, tools: Sequence[dict[str, Any]] | None = None) -> int:
-    """A hash of what is asked, below 2^256. What a prompt does not use leaves no trace in it."""
+    """A hash of messages and tools, below 2^256. Absent fields do not change it."""
     turns = [dump if len(dump) > 2 else list(dump.values()) for dump in (message.model_dump() for message in messages)]
     content = json.dumps([salt, *turns, *([{"tools": tools}] if tools else ())])
     return int.from_bytes(hashlib.sha256(content.encode("utf-8")).digest())

@@ -1,8 +1,8 @@
-"""The stages that every training has, whatever its pairs come from: SFT, DPO and the release of the adapter.
+"""The stages that every training has, for pairs from any source: SFT, DPO and the release of the adapter.
 
 Each stage is a function of the workspace, the profile and the seed. It reads the folders of earlier stages and writes
-one folder of its own. A source of pairs hands over what differs: the demonstrations that SFT learns from, and the
-prompts on whose answers DPO measures the KL.
+one folder of its own. The caller passes what depends on the source of the pairs: the demonstrations that SFT learns
+from, and the prompts on whose answers DPO measures the KL.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from dpo_kit.models.identity import base_fingerprint
 from dpo_kit.profiles import Profile
 from dpo_kit.workspace import Workspace
 
-# The model stack takes seconds to import, and a run whose stages are all done needs none of it. So the stages import
-# it inside their build functions.
+# Importing torch and its libraries takes seconds, and a run whose stages are all finished does not need them. So the
+# stages import them inside their build functions.
 
 FEW_PAIRS = 50  # below this a warning: no published recipe trains on fewer than some hundreds
 
@@ -23,10 +23,10 @@ Stage = Callable[[Workspace, Profile, int], Path]
 
 
 def sft_stage(work: Workspace, profile: Profile, seed: int, demonstrations: Callable, inputs: dict) -> Path:
-    """The stage `sft` on what `demonstrations()` returns. It depends on `inputs` besides the profile and the base.
+    """The stage `sft` on what `demonstrations()` returns. It depends on the profile, the base and `inputs`.
 
-    Where the profile says `sft.skip` or `sft.from`, nothing is fine-tuned: the adapter is then one that changes
-    nothing, or a copy of the one that is named. DPO starts from it and compares with it in any case.
+    With `sft.skip` in the profile nothing is fine-tuned, and the adapter leaves the base's output unchanged. With
+    `sft.from` it is a copy of the named one. In each case it is the start of DPO, and its reference.
     """
     source = Path(profile.sft.from_).expanduser()
     if profile.sft.from_ and source.is_dir():
@@ -76,12 +76,12 @@ def dpo_stage(work: Workspace, profile: Profile, seed: int, kl_prompts: Callable
             log=work.log,
         )
 
-    # the table `pairs` too: KL is measured on answers that are sampled as those of the pairs were
+    # the table `pairs` too, because KL is measured on answers that are sampled with its settings
     return work.stage("dpo", build, config(profile, seed, "dpo", "pairs"), work.outputs_of("sft", "pairs"))
 
 
 def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False) -> Path:
-    """Save the DPO adapter with its card, reload it, prove its rewards; with `merge` also as whole models, compared.
+    """Save the DPO adapter with its card, and prove that it gives training's rewards when loaded again.
 
     Writes `adapter/`, `proof.json`, and with `merge` `merged.json` and the models under `merged/`.
     """
@@ -96,7 +96,7 @@ def release(work: Workspace, profile: Profile, seed: int, *, merge: bool = False
 
 
 def config(profile: Profile, seed: int, *tables: str) -> dict:
-    """What a stage's result depends on besides its inputs: the model, its own tables of the profile, the seed."""
+    """What a stage's result depends on besides its inputs: the model, the stage's tables of the profile, the seed."""
     return {
         "seed": seed,
         **{table: getattr(profile, table).model_dump(exclude={"max_tokens"}) for table in ("model", *tables)},
@@ -104,5 +104,5 @@ def config(profile: Profile, seed: int, *tables: str) -> dict:
 
 
 def base_identity(profile: Profile) -> dict[str, str] | str | None:
-    """The fingerprint of a base in a folder; of one on the Hub its id, because it may not have been fetched yet."""
+    """The fingerprint of a base in a folder. For one on the Hub its id, because it may not be downloaded yet."""
     return base_fingerprint(profile.model_path) if Path(profile.model_path).is_dir() else profile.model_path

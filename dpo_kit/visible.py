@@ -1,14 +1,14 @@
-"""Text that others wrote, shown so that nothing in it stays hidden, by one table for judges, annotators and pages.
+"""Make hidden characters visible in text from models and data, with one table for judges, annotators and pages.
 
-A model may have learned to write what a judge reads and a person does not see: a zero-width space inside a word, a text
-spelled in tag characters, a mark that turns the direction of the line round, an escape that a terminal obeys. Whoever
-shows a text to a person or to a judge passes it through `reveal` first, so that both see the same.
+A model may have learned to write text that a judge reads and a person does not see: a zero-width space inside a word, a
+text spelled in tag characters, a mark that reverses the direction of the line, an escape sequence for a terminal. All
+code that shows a text to a person or to a judge passes it through `reveal` first, so that both see the same.
 """
 
 import re
 
-# Ranges of code points, first and last included: the control characters and Unicode's "default ignorable" ones, which
-# have no picture, and the few others that are drawn as nothing.
+# Ranges of code points, first and last included: control characters, Unicode's "default ignorable" characters, which
+# are not drawn, and the few others that look empty.
 HIDDEN = (
     (0x0000, 0x0008), (0x000B, 0x001F), (0x007F, 0x009F),  # control characters but tab and line feed
     (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C),  # soft hyphen, grapheme joiner, Arabic letter mark
@@ -23,8 +23,8 @@ HIDDEN = (
     (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A),                # shorthand and musical format controls
     (0xE0000, 0xE0FFF),                                    # tags and the other variation selectors
 )  # fmt: skip
-# These four belong to the spelling of Persian and Hindi and to emoji: they shape the character before them. There they
-# stay as they are; after an ASCII letter, or several in a row, they shape nothing and can only hide something.
+# Persian, Hindi and emoji need these four, which change the shape of the character before them. There they stay as they
+# are. After an ASCII letter, or several in a row, they have no effect on the shape and could only hide something.
 SHAPING = "\u200c\u200d\ufe0e\ufe0f"
 
 _TABLE = "".join(f"{chr(first)}-{chr(last)}" for first, last in HIDDEN)

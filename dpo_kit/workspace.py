@@ -1,7 +1,7 @@
 """The folder of a run: one subfolder for each stage, with a manifest that says what the stage was made from.
 
-A stage is built under a temporary name. When everything is there, its manifest is written, and then the folder is
-renamed: whoever finds a folder under the stage's own name finds all of it, whenever a process was killed.
+A stage is built in a folder with a temporary name. When all files are written, its manifest is written, and then the
+folder is renamed. So a folder with the stage's own name is always complete, even if a process was killed.
 
 Before a stage is built again, its manifest is compared with what would be made now. If configuration, inputs, code and
 library versions are the same, and every file still has the hash that the manifest lists, the stage is skipped.
@@ -38,7 +38,7 @@ LIBRARIES = ("dpo_kit", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 def runs_folder() -> Path:
-    """Where runs go: the folder `DPO_KIT_RUNS`, else the checkout's `runs`, else `runs` in the current folder."""
+    """The folder of all runs: `DPO_KIT_RUNS`, else the checkout's `runs`, else `runs` in the current folder."""
     return Path(os.environ.get("DPO_KIT_RUNS", ROOT / "runs" if IN_CHECKOUT else Path("runs")))
 
 
@@ -48,11 +48,11 @@ def default_workdir(profile_name: str) -> Path:
 
 
 def named_run(identity: dict[str, Any], name: str, *, fresh: bool = False) -> Path:
-    """The folder of the run with this identity: the one that is there already, else a new one of its own.
+    """The folder of the run with this identity: an existing one, or else a new one.
 
-    `identity` is plain data that says what is trained on what. A new folder is called `name` and the date, with a
-    number after it where that is taken. With `fresh` an old run is left alone and a new folder made. `latest` beside it
-    then leads to the run.
+    `identity` is plain data that says what is trained on what. The name of a new folder is `name` and the date, with a
+    number after it where that name is taken. With `fresh` an old run is left unchanged and a new folder is made. The
+    symbolic link `latest` beside it then leads to the run.
     """
     runs, identity = runs_folder(), json.loads(json.dumps(identity))
     found = sorted(runs.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime)
@@ -95,7 +95,7 @@ class Workspace:
         keep: bool = False,
     ):
         self.root, self.log, self.keep = root, log, keep
-        owner = root / "profile.json"  # stages of two profiles in one folder would be built again and again
+        owner = root / "profile.json"  # if two profiles shared a folder, each would rebuild the other's stages
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not owner.exists():
@@ -144,13 +144,13 @@ class Workspace:
                 started = time.perf_counter()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
-                self._prepare_scratch(name, made_from)  # keeps the checkpoints of this very build, if a kill left some
+                self._prepare_scratch(name, made_from)  # checkpoints of an interrupted same build stay
                 build(partial)
                 cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": peak_memory_mb()}
                 manifest = {"stage": name, **made_from, "outputs": hashes(partial), "cost": cost}
                 write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
                 shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)  # one step for the file system, which no kill can cut in two; copying is many
+                partial.rename(folder)  # a rename is one step, so a kill cannot leave a part; copying is many steps
                 shutil.rmtree(self.scratch(name), ignore_errors=True)
         for left in (self.root / ANSWERS).glob(f"{name}.*"):  # also what a kill after the rename left behind
             left.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ class Workspace:
 
     def remove_stages(self) -> None:
         """Remove every stage's folder, stored answers and scratch folder. Files that no stage made stay."""
-        # answers and checkpoints of the removed stages must not be taken up again
+        # answers and checkpoints of the removed stages must not be used by later builds
         for kept in (self.root / ANSWERS, *self.root.glob(".*.scratch")):
             shutil.rmtree(kept, ignore_errors=True)
         for manifest in self.root.glob(f"*/{MANIFEST}"):

@@ -1,4 +1,4 @@
-"""A key that must appear nowhere: planted in the environment, then looked for in all that was written."""
+"""A fake API key: tests put it into the environment, then check that no written file contains it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every test runs offline, quietly, and with the CPU threads it is given."""
+"""Settings for all tests: no network, no progress bars, and a limited number of CPU threads."""
 
 import os
 

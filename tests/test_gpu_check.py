@@ -1,4 +1,4 @@
-"""The check for a GPU, as far as a CPU can try it: its arithmetic, its trainer, and what it says without one."""
+"""The GPU check, as far as a CPU can test it: its arithmetic, its trainer, and its message without a GPU."""
 
 import subprocess
 import sys

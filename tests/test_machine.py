@@ -1,4 +1,4 @@
-"""What is asked of the operating system, on systems that are not at hand."""
+"""Questions to the operating system, tested for systems other than this one."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What `import dpo_kit` gives."""
+"""The names that `import dpo_kit` provides."""
 
 import re
 import subprocess

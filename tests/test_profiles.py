@@ -1,4 +1,4 @@
-"""The dial: what sets it, what it refuses, and that every profile for a GPU trains as far as a CPU can try it."""
+"""Profiles: what sets a value, which values are refused, and a short CPU training with every GPU profile."""
 
 import math
 import re

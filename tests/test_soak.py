@@ -1,4 +1,4 @@
-"""What takes hours, in short: that a job is resumed and not repeated, and that a wrong change is found and told."""
+"""Short forms of the long jobs: a finished job is not run again, and a wrong change to the code is found."""
 
 import json
 import shutil

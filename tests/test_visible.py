@@ -10,11 +10,12 @@ from dpo_kit.preferences.audit import audit_pairs
 from dpo_kit.preferences.audit.findings import snippet
 from dpo_kit.preferences.judges.prompt import compare_question, score_question
 from dpo_kit.preferences.labels import Item, Labels
+from dpo_kit.preferences.person import Annotator
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.visible import HIDDEN, SHAPING, is_blank, reveal
 from dpo_kit.workbook import token_view
-from dpo_kit.workbook.annotate import Annotator, static_page
+from dpo_kit.workbook.annotate import static_page
 from dpo_kit.workbook.dashboard import samples_html
 from dpo_kit.workbook.figures.audit import audit_html
 

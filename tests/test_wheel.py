@@ -1,4 +1,4 @@
-"""The package away from its repository: a wheel, in an environment of its own, in an empty folder."""
+"""The package outside of its repository: a wheel is installed in a new environment and runs in an empty folder."""
 
 import json
 import os

@@ -10,21 +10,22 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from types import ModuleType
 
-from dpo_kit.cli import audit, evaluate, run, train
+from dpo_kit.cli import audit, evaluate, pairs, run, train
 from dpo_kit.errors import DpoKitError
 from dpo_kit.triage import pretrain
 
 COMMANDS: dict[str, ModuleType] = {
-    "run": run, "audit": audit, "train": train, "evaluate": evaluate, "pretrain": pretrain,
+    "run": run, "audit": audit, "pairs": pairs, "train": train, "evaluate": evaluate, "pretrain": pretrain,
 }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0: done. 1: the audit found a fault that blocks. 2: something that the reader can put right; one line on standard
-    error says what. 130: stopped by Ctrl-C. With `--json`, standard output holds one JSON object and nothing else: the
-    result, or `{"error": ...}`. Progress then goes to standard error.
+    0: done. 1: the audit found a fault that blocks, or a control of the evaluation failed, so that there is no verdict.
+    2: something that the reader can put right; one line on standard error says what. 130: stopped by Ctrl-C. With
+    `--json`, standard output holds one JSON object and nothing else: the result, or `{"error": ...}`. Progress then
+    goes to standard error.
     """
     arguments = parser().parse_args(argv)
     command = COMMANDS[arguments.command]

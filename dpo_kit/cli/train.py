@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help="a profile's name or a .toml file (default: DPO_KIT_PROFILE, else tiny)")
     parser.add_argument("--model", help="the base: a local folder or a Hub id (default: the profile's)")
     parser.add_argument("--pairs", help="your pairs: a file, or the folder or Hub id of a data set")
+    parser.add_argument("--chat-template", metavar="FILE|chatml|none", help="in place of the tokenizer's own template")
     parser.add_argument("--map", nargs="+", action="extend", default=[], metavar="ROLE=COLUMN",
                         help="columns of the pairs without a usual name, and what values mean")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="TABLE.KEY=VALUE",
@@ -48,7 +49,9 @@ def profile_of(arguments: argparse.Namespace) -> Profile:
     overrides = parse_overrides(arguments.set)
     if arguments.map:
         overrides.setdefault("data", {}).setdefault("map", arguments.map)
-    for table, key, value in (("model", "path", arguments.model), ("data", "pairs", arguments.pairs)):
+    given = ("model", "path", arguments.model), ("model", "chat_template", arguments.chat_template), (
+        "data", "pairs", arguments.pairs)  # fmt: skip
+    for table, key, value in given:
         if value is not None:
             overrides.setdefault(table, {}).setdefault(key, value)
     return load_profile(arguments.profile, **overrides)

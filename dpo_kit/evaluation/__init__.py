@@ -1,1 +1,1 @@
-"""Three arms on the same held-out prompts, scored, compared, with intervals."""
+"""Arms are compared on the same held-out prompts: answers are scored and judged, and differences have intervals."""

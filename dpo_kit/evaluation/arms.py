@@ -1,6 +1,6 @@
 """Who takes part in a comparison: adapters on one set of frozen weights, other models, endpoints, ready answers.
 
-An arm has a name and answers prompts. An answer that does not come is missing, with a reason. None is ever made up.
+An arm has a name and answers prompts. An answer that an arm does not give is recorded as missing, with the reason.
 """
 
 import re
@@ -14,8 +14,9 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.endpoint import EndpointArm
 from dpo_kit.jsonl import read_records
 from dpo_kit.models.generation import Answer, Missing, Sampling, StopCounts, count_stops, generate, respond
-from dpo_kit.models.loading import Arms, add_adapter, load_arms
+from dpo_kit.models.loading import Arms, add_adapter, load_base
 from dpo_kit.models.store import Store
+from dpo_kit.models.tokens import template_of
 from dpo_kit.profiles import Profile
 from dpo_kit.records import Prompt, Response
 
@@ -28,7 +29,7 @@ class Answerer(Protocol):
     def answer(
         self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
-        """One answer a prompt, in order, or why there is none; with a store, a stored answer is not made again."""
+        """One answer for each prompt, in order, or why there is none. Answers found in `store` are not made again."""
         ...
 
     def release(self) -> None:
@@ -38,7 +39,7 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of all arms, by arm the missing ones, and the second answers of the arm that gave some.
+    """The answers of all arms, the missing answers by arm, and the second answers of one arm.
 
     An arm that answered everything has no entry in `missing`.
     """
@@ -52,7 +53,7 @@ class Answers:
         return count_stops([response for response in self.responses if response.arm == arm])
 
     def reasons(self) -> dict[str, str]:
-        """By arm why answers are missing: the three most common reasons, each with how often it was met."""
+        """For each arm the three most common reasons for missing answers, with how often each occurred."""
         counted = {arm: Counter(gap.reason for gap in gaps).most_common(3) for arm, gaps in self.missing.items()}
         return {arm: "; ".join(f"{times} times {reason}" for reason, times in met) for arm, met in counted.items()}
 
@@ -66,21 +67,21 @@ def answer_all(
     again: str | None = None,
     again_prompts: int | None = None,
 ) -> Answers:
-    """One answer a prompt from each arm for each sampling, such as one at temperature 1 and a greedy one.
+    """One answer for each prompt, arm and sampling. There may be two samplings: temperature 1, and greedy decoding.
 
-    Each arm draws with a seed of its own. With common noise two similar arms would mostly give the same answer, and
-    the win rate would be one between coupled samples, not the chance that one model's answer beats the other's.
+    Each arm samples with its own seed. With the same noise two similar arms would mostly give the same answer. The win
+    rate would then compare coupled samples, and not estimate the chance that one model's answer beats the other's.
 
     `again` names the arm that answers the first `again_prompts` a second time, as the first sampling says but with
-    another seed: a control compares the arm with itself. Where a later sampling has the same temperature, its answers
-    are these. An arm of ready answers has no second ones, and neither has greedy decoding.
+    another seed, for the control that compares the arm with itself. Where a later sampling has the same temperature,
+    its answers are used. An arm of ready answers has no second answers, and neither has greedy decoding.
     Raises DpoKitError where two arms have the same name.
     """
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise DpoKitError(f"arms {', '.join(names)}: two have the same name; give each its own")
     given, resample = {}, []
-    for number, arm in enumerate(arms):  # arm by arm, so that one model of its own is in memory at a time
+    for number, arm in enumerate(arms):  # arm by arm, so that only one separate model is in memory at a time
         for sampling in samplings:
             own = replace(sampling, seed=len(arms) * sampling.seed + number)
             given[sampling, arm.name] = arm.answer(prompts, own, store)
@@ -107,9 +108,9 @@ def _second_answers(arm, number, count, prompts, samplings, given, store) -> Seq
         if sampling.temperature == first.temperature:
             return given[sampling, arm.name]
     if isinstance(arm, FileArm) or first.temperature == 0:
-        return []  # they would be the first answers again
-    assert count > 1, "a single arm has no seed that is not its own, and nothing to be compared with"
-    # an arm's own seeds are `number` modulo the number of arms, so no run of this arm draws with its neighbour's
+        return []  # they would equal the first answers
+    assert count > 1, "a single arm has nothing to be compared with, so it needs no second answers"
+    # arm i has only seeds with remainder i modulo the number of arms, so no two arms ever use the same seed
     return arm.answer(prompts, replace(first, seed=count * first.seed + (number - 1) % count), store)
 
 
@@ -123,9 +124,12 @@ class ModelArm:
         self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
     ) -> list[Response | Missing]:
         """See `Answerer`."""
-        loaded = self.base.load(self.name, self.folder)
-        answers = generate(loaded, self.name if self.folder else "base", prompts, sampling, store)
+        answers = generate(*self.weights(), prompts, sampling, store)
         return [answer.model_copy(update={"arm": self.name}) for answer in answers]
+
+    def weights(self) -> tuple[Arms, str]:
+        """The loaded weights, and what this arm is called among them."""
+        return self.base.load(self.name, self.folder), self.name if self.folder else "base"
 
     def release(self) -> None:
         """Free the weights, unless other arms share them."""
@@ -135,32 +139,35 @@ class ModelArm:
 class Base:
     """Frozen weights, quantised as the profile says, and the adapters on them; loaded when the first arm answers.
 
-    `shared` weights stay in memory for the other arms on them; those of a model of its own are freed by its arm.
+    `shared` weights stay in memory for other arms. Weights that belong to one arm only are freed by that arm.
     """
 
     def __init__(self, profile: Profile, shared: bool = True):
         self.profile, self.shared = profile, shared
         self._arms: Arms | None = None
         self._added: set[str] = set()
+        self._recorded: Path | None = None  # the first adapter with a template: the base alone is asked with it too
 
     def arm(self, name: str, folder: Path | None = None) -> ModelArm:
         """The frozen weights alone, or with the adapter in `folder`. The name "base" is for the weights alone."""
         if folder and name == "base":
             raise DpoKitError(f"{folder}: an adapter cannot be called 'base', which is the weights alone; rename it")
+        self._recorded = self._recorded or (folder if template_of(folder) else None)
         return ModelArm(name, self, folder)
 
     def load(self, name: str, folder: Path | None) -> Arms:
-        """The weights with the adapters that were asked for so far. Raises DpoKitError for a model without chats."""
+        """The weights with the adapters that were asked for so far. Raises DpoKitError for another chat template."""
         if self._arms is None:
-            self._arms = load_arms(self.profile, {})
-            tokenizer = self._arms.tokenizer
-            if tokenizer.chat_template is None:
-                raise DpoKitError(f"{self.profile.model.path}: no chat template; give a model that was trained to chat")
-            if tokenizer.pad_token is None:  # generation masks the padding, so any token serves
-                tokenizer.pad_token = tokenizer.eos_token
+            self._arms = Arms(*load_base(self.profile, self._recorded))
         if folder is not None and name not in self._added:
             self._arms.model = add_adapter(self._arms.model, name, folder)
             self._added.add(name)
+        template = template_of(folder)
+        if template and template != self._arms.tokenizer.chat_template:
+            raise DpoKitError(
+                f"{folder}: this adapter was trained with another chat template, or on another day's date, than "
+                f"{self._recorded}; answers to different prompts are not compared: train both in the same way"
+            )
         return self._arms
 
     def release(self) -> None:

@@ -1,9 +1,9 @@
-"""Any arms on the same prompts: ready answers are scored, judged and compared, and the result is one record.
+"""Arms on the same prompts are compared: their answers are scored and judged, and the result is one record.
 
-The unit is the prompt. One contrast is primary, fixed before anyone looked: SFT+DPO against SFT. Its metrics stand
-under Holm's correction, since nobody fixed which of them would show the effect. All other contrasts are secondary and
-stand under a correction of their own. A missing answer is counted and named, never invented: each number rests on the
-prompts for which it could be computed, and says how many these are.
+The unit is the prompt. One contrast is primary, chosen before the data are seen: SFT+DPO against SFT. The p-values of
+its metrics are adjusted by Holm's correction, because no metric was chosen in advance. All other contrasts are
+secondary and are adjusted separately. Missing answers are counted and listed. Each number is computed from the prompts
+that have the needed answers, and comes with their count.
 """
 
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation import statistics
 from dpo_kit.evaluation.results import Comparison, Difference, Gap, Interval, Judged, Metric, Outcome
-from dpo_kit.evaluation.scoring import Rate, Score, checked, rate_all, same_judge
+from dpo_kit.evaluation.scoring import Rate, Score, checked, rate_all, same_judge, unjudged_because
 from dpo_kit.preferences.judges import Judge, judge_all
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 
@@ -25,7 +25,7 @@ PRIMARY = ("dpo", "sft")
 # is four times as wide, and so is its smallest difference.
 SMALLEST_INTERESTING = 0.05
 RATING, SCALE = "judge_score", (1.0, 5.0)
-NAMED = 5  # of the prompts that an arm did not answer, so many are named
+NAMED = 5  # how many of the prompts that an arm did not answer are listed
 
 Texts = Mapping[str, Mapping[str, list[str]]]  # arm -> prompt id -> the texts of its samples
 Samples = Mapping[str, list[dict[str, float]]]  # prompt id -> for each sample its scores by metric
@@ -50,11 +50,11 @@ def compare(
     """Compare arms on their answers at one temperature.
 
     Where an arm has several samples a prompt, metrics are averaged over them, the judge sees the first, and
-    `win_rate_at_k` compares the best of K. Verdicts are only as good as `judge`: give it wrapped in `both_orders`, and
-    give `run_controls` the same one. `score` gives an answer's metrics in [0, 1], and `rate` a judge's score from 1 to
-    5. `clusters` names the source of a prompt, where prompts share sources. `trained_on` are the training pairs, for a
-    warning where their judge judges here too. `reasons` says by arm why answers are missing.
-    Raises DpoKitError for an answer to an unknown prompt, a doubled answer, or a primary arm that is not there.
+    `win_rate_at_k` compares the best of K. Wrap `judge` in `both_orders`, and give the same one to `run_controls`,
+    because verdicts are only as good as the judge. `score` gives an answer's metrics in [0, 1], and `rate` a judge's
+    score from 1 to 5. `clusters` names the source of a prompt, where prompts share sources. `trained_on` are the
+    training pairs, for a warning where their judge judges here too. `reasons` says by arm why answers are missing.
+    Raises DpoKitError for an answer to an unknown prompt, a doubled answer, or a primary arm without answers.
     """
     arms = _ordered(arms or {r.arm: None for r in responses})
     if absent := [arm for arm in primary if arm not in arms]:
@@ -65,15 +65,14 @@ def compare(
     cluster = {p.id: clusters(p) for p in prompts} if clusters else None
     verdicts = {} if judge is None else _verdicts(judge, prompts, texts, primary, workers)
     warning = same_judge(verdicts.values(), trained_on)
-    metrics = list(dict.fromkeys(metric for arm in arms for metric in columns[arm]))
-    gains = _under_holm([_difference(metric, *primary, columns, cluster) for metric in metrics])
+    metrics = compare_columns(columns, arms, primary, cluster)
     others = [(later, earlier) for earlier, later in combinations(arms, 2) if {earlier, later} != set(primary)]
     worth = statistics.pairwise(list(verdicts.values()), cluster and [cluster[p] for p in verdicts])
     return Comparison(
         n_prompts=len(prompts),
         arms=tuple(arms),
         primary=tuple(primary),
-        metrics={gain.metric: _metric(gain, arms, columns, cluster) for gain in gains},
+        metrics=metrics,
         pairwise=None if judge is None else worth,
         contrasts=tuple(_under_holm([_difference(m, *pair, columns, cluster) for pair in others for m in metrics])),
         judged=None if judge is None else _judged(verdicts, texts, primary),
@@ -86,16 +85,33 @@ def compare(
         else {},
         warnings=(warning,) if warning else (),
         outcomes=tuple(_outcome(prompt.id, arms, texts, columns, verdicts.get(prompt.id)) for prompt in prompts),
+        unjudged_because=unjudged_because(verdicts.values()),
     )
 
 
 def first_answers(
     prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> tuple[list[Prompt], dict[str, list[str]]]:
-    """What controls take: the prompts that every arm answered, and each arm's first sample in their order."""
+    """The input of the controls: the prompts that every arm answered, and each arm's first samples in that order."""
     texts = _texts(prompts, responses, _ordered({r.arm: None for r in responses}))
     answered = [p for p in prompts if all(p.id in of_arm for of_arm in texts.values())]
     return answered, {arm: [of_arm[p.id][0] for p in answered] for arm, of_arm in texts.items()}
+
+
+def compare_columns(
+    columns: Columns,
+    arms: Sequence[str],
+    primary: tuple[str, str],
+    cluster: Clusters = None,
+    smallest: Mapping[str, float] | None = None,
+) -> dict[str, Metric]:
+    """Every metric of the columns: the mean of each arm, and the primary difference under Holm's correction over all.
+
+    `smallest` gives by metric the smallest difference that would matter, where it is not `SMALLEST_INTERESTING`.
+    """
+    metrics = list(dict.fromkeys(metric for arm in arms for metric in columns[arm]))
+    gains = [_difference(m, *primary, columns, cluster, (smallest or {}).get(m)) for m in metrics]
+    return {gain.metric: _metric(gain, arms, columns, cluster) for gain in _under_holm(gains)}
 
 
 def _ordered(arms: Iterable[str]) -> list[str]:
@@ -128,7 +144,7 @@ def _samples(prompts, texts, score, rate, workers) -> Samples:
     rows = [(prompt, text) for prompt in prompts for text in texts.get(prompt.id, ())]
     scored = [checked(score)(*row) if score else {} for row in rows]
     ratings = rate_all(rate, *zip(*rows, strict=True), workers=workers) if rate and rows else []
-    for values, rating in zip(scored, ratings, strict=False):  # there are no ratings where nobody rates
+    for values, rating in zip(scored, ratings, strict=False):  # `ratings` is empty where there is no `rate`
         if rating.score is not None:
             values[RATING] = rating.score
     by_prompt = defaultdict(list)
@@ -152,12 +168,15 @@ def _metric(gain: Difference, arms: Sequence[str], columns: Columns, cluster: Cl
     for arm in arms:
         scores = columns[arm].get(gain.metric, {})
         sources = cluster and [cluster[p] for p in scores]
-        intervals[arm] = statistics.mean_interval(list(scores.values()), sources, bounds) if scores else None
-    return Metric({arm: interval and interval.mean for arm, interval in intervals.items()}, gain, intervals)
+        known = len(scores) > 1 or bounds or all(0 <= score <= 1 for score in scores.values())
+        intervals[arm] = statistics.mean_interval(list(scores.values()), sources, bounds) if scores and known else None
+    return Metric({arm: _mean(columns[arm].get(gain.metric, {}).values()) for arm in arms}, gain, intervals)
 
 
-def _difference(metric: str, treated: str, control: str, columns: Columns, cluster: Clusters) -> Difference:
-    """Treated - control on the prompts that both have, with interval, verdict, and what so many could have shown."""
+def _difference(
+    metric: str, treated: str, control: str, columns: Columns, cluster: Clusters, matters: float | None = None
+) -> Difference:
+    """Treated - control on the prompts that both answered, with interval, verdict and smallest detectable effect."""
     ours, theirs = columns[treated].get(metric, {}), columns[control].get(metric, {})
     both = [prompt for prompt in ours if prompt in theirs]
     contrast = {"metric": metric, "treated": treated, "control": control, "n": len(both)}
@@ -165,6 +184,7 @@ def _difference(metric: str, treated: str, control: str, columns: Columns, clust
         few = f"nothing to compare: {len(both)} prompts have both"
         return Difference(**contrast, interval=None, p_value=1.0, p_holm=1.0, verdict=few, could_see=None)
     bounds, smallest = (SCALE, 4 * SMALLEST_INTERESTING) if metric == RATING else (None, SMALLEST_INTERESTING)
+    smallest = smallest if matters is None else matters
     pairs = [(ours[p], theirs[p]) for p in both]
     sources = cluster and [cluster[p] for p in both]
     interval = statistics.paired_difference(*zip(*pairs, strict=True), sources, bounds)
@@ -182,7 +202,7 @@ def _difference(metric: str, treated: str, control: str, columns: Columns, clust
 
 
 def _under_holm(differences: Sequence[Difference]) -> list[Difference]:
-    """Differences with their p-values adjusted for each other; a verdict that does not survive says so."""
+    """Differences with Holm-adjusted p-values. A verdict that is not significant after the adjustment says so."""
     adjusted = statistics.holm({i: difference.p_value for i, difference in enumerate(differences)})
     family = len(differences)
     return [
@@ -206,7 +226,7 @@ def _verdicts(judge, prompts, texts: Texts, primary, workers) -> dict[str, Verdi
 
 
 def _judged(verdicts: Mapping[str, Verdict], texts: Texts, primary: tuple[str, str]) -> Judged:
-    """What the verdicts say of length and of order, and what their number could have shown."""
+    """What the verdicts show about length and order, and the smallest win rate that their number could show."""
     usable = {p: verdict for p, verdict in verdicts.items() if verdict.winner != "unjudged"}
     lengths = [[len(texts[arm][p][0]) for p in usable] for arm in primary]
     worth = statistics.preferences(list(usable.values())).tolist()
@@ -221,13 +241,13 @@ def _judged(verdicts: Mapping[str, Verdict], texts: Texts, primary: tuple[str, s
 
 
 def _rate_seen(decided: int) -> float | None:
-    """The smallest win rate in whole percent that so many decided prompts show with 80% power; None for none."""
+    """The smallest win rate, in whole percent, that `decided` prompts show with 80% power; None where none is."""
     rates = (percent / 100 for percent in range(51, 100))
     return next((rate for rate in rates if statistics.sign_test_power(decided, rate) >= 0.8), None)
 
 
 def _at_k(samples: Mapping[str, Samples], primary: tuple[str, str]) -> dict[int, Interval]:
-    """Best of K against best of K by the mean of an answer's metrics, where every compared prompt has some."""
+    """Best of K against best of K, by the mean of each answer's metrics, where every compared prompt has metrics."""
     treated, control = (
         {p: [fmean(row.values()) for row in rows] for p, rows in samples[arm].items() if rows[0]} for arm in primary
     )
@@ -239,7 +259,7 @@ def _at_k(samples: Mapping[str, Samples], primary: tuple[str, str]) -> dict[int,
 
 
 def _missing(prompts: Sequence[Prompt], texts: Texts, reasons: Mapping[str, str]) -> dict[str, Gap]:
-    """By arm how many prompts have no answer, the first of them, and why; arms that answered all are left out."""
+    """For each arm with missing answers: how many prompts have none, the first of these prompts, and the reasons."""
     absent = {arm: [p.id for p in prompts if p.id not in answered] for arm, answered in texts.items()}
     return {
         arm: Gap(len(ids), tuple(ids[:NAMED]), reasons.get(arm)) for arm, ids in absent.items() if ids or arm in reasons

@@ -1,13 +1,13 @@
 """Controls: questions whose answer is known, asked of the judge before its verdict on the arms is believed.
 
-Neither side may win where both show the same answer, where they show two samples of one arm, or where the arms have
-shuffled names: a judge that sees a winner there sees one everywhere. A constant answer, a cut-off one or a padded one
-that wins shows what the judge pays for instead of the task. An evaluation that fails one of these has no verdict to
-give, whatever its table says.
+Neither side should win where both sides are the same answer or two samples of one arm, or where the arms' names are
+shuffled. A judge that finds a winner there cannot be believed elsewhere. If a constant answer, a cut-off one or a
+padded one wins, the judge rewards something other than the task. An evaluation that fails one control gives no verdict,
+whatever its table says.
 
 A control that should end at 50% fails where the exact sign test has p below 0.001, that is, where the 99.9% interval
-leaves 50% out. An honest judge fails such a control by chance less than once in a thousand runs. At 95% it would fail
-in one run of twenty, and a reader who sees that often learns to ignore it.
+leaves 50% out. An honest judge fails such a control by chance less than once in a thousand runs. With a limit of 5% it
+would fail in one run of twenty, and readers would learn to ignore failed controls.
 """
 
 import random
@@ -34,7 +34,7 @@ def run_controls(
     seed: int = 0,
     workers: int = 1,
 ) -> tuple[Control, ...]:
-    """Ask `judge` questions whose answer is known, and see whether each arm varies its answers.
+    """Ask `judge` questions whose answer is known, and check that each arm varies its answers.
 
     `answers` holds each arm's texts in the order of `prompts`; `resample` are other answers of the second arm of
     `primary`, drawn with another seed, without which that control is left out. `judge` is asked exactly as the
@@ -68,7 +68,7 @@ def run_controls(
     for name, expected, a, b, passes in asked:
         if b is not None:
             result = pairwise(judge_all(judge, prompts, a, b, workers=workers))
-            judged = result.wins + result.ties + result.losses > 0  # without a verdict a control has shown nothing
+            judged = result.wins + result.ties + result.losses > 0  # a control without any verdict cannot pass
             found = f"{result}; sign test p = {result.p_value:.2g}"
             controls.append(Control(name, expected, judged and passes(result), found))
     return (*controls, *(varied(arm, given) for arm, given in answers.items()))
@@ -91,10 +91,11 @@ def _no_win(result: Pairwise) -> bool:
 
 
 def varied(arm: str, answers: Sequence[str] | Sequence[int]) -> Control:
-    """Whether an arm answers the prompts: it must not give one text, nor texts of one length, to nearly all of them.
+    """Whether an arm answers the prompts: nearly all answers must not have the same text, nor the same length.
 
     `answers` are texts, or lengths where only these are known. A constant answer can win 80% of the verdicts of a
-    strong judge (Zheng et al., arXiv 2410.07137). One that changes a word from prompt to prompt still has one length.
+    strong judge (Zheng et al., arXiv 2410.07137). Lengths are checked too, because a constant answer may have one word
+    changed for each prompt.
     """
     texts = [answer for answer in answers if isinstance(answer, str)]
     same_text = most_common_share(texts)

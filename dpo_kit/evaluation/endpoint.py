@@ -1,4 +1,4 @@
-"""A server as an arm: vLLM, Ollama, `transformers serve`, or a vendor's, behind OpenAI's API."""
+"""An arm whose model runs on a server with OpenAI's API: vLLM, Ollama, `transformers serve`, or a vendor."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,15 +12,15 @@ from dpo_kit.models.servers import Server, Unanswered
 from dpo_kit.models.store import Store
 from dpo_kit.records import Prompt, Response
 
-OTHERS_KEY = "DPO_KIT_ENDPOINT_KEY"  # where the key for a server that is no vendor's is kept
+OTHERS_KEY = "DPO_KIT_ENDPOINT_KEY"  # environment variable with the key of a server that is not a vendor's
 
 
 class EndpointArm:
-    """A model behind a URL. Every answer is stored as it comes, so that none is paid for twice.
+    """A model behind a URL. Every answer is stored when it arrives, so that no answer is paid for twice.
 
-    After `give_up_after` failures in a row the rest is not asked: a dead endpoint costs minutes. `options` are those of
-    `Server`. The seed of each request is the prompt's own, but only some servers heed it: here the store, not the seed,
-    is what makes a run repeatable.
+    After `give_up_after` failures in a row the other prompts are not sent, because each failure of a dead endpoint
+    takes time. `options` are those of `Server`. Each request has the seed of its prompt, but not all servers use it, so
+    a run is repeatable because of the store and not because of the seed.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EndpointArm:
         self.name, self.base_url, self.model = name, base_url, model
         self.server = Server(f"arm {name}", "openai", base_url, model, OTHERS_KEY, **options)
         self.workers, self.give_up_after = workers, give_up_after
-        self._failures = 0  # in a row, counted by all threads; one more or less does not matter
+        self._failures = 0  # failures in a row; threads share the count without a lock, since it need not be exact
 
     def answer(
         self, prompts: Sequence[Prompt], sampling: Sampling, store: Store[Answer] | None = None
@@ -50,7 +50,7 @@ class EndpointArm:
         ]
 
     def release(self) -> None:
-        """Nothing of it is in memory here."""
+        """Nothing to free: the model is in the server's memory."""
 
     def _key(self, prompt: Prompt, sampling: Sampling) -> str:
         drawn = {"temperature": sampling.temperature, "seed": sampling.seed, "max_new_tokens": sampling.max_new_tokens}
@@ -59,7 +59,7 @@ class EndpointArm:
     def _ask_all(
         self, questions: Sequence[tuple[int, Prompt]], sampling: Sampling
     ) -> Iterator[tuple[int, Answer | Missing]]:
-        """Ask with several threads; yields what came, in the order it came."""
+        """Ask with several threads; yields each result as soon as it arrives."""
         pool, self._failures = ThreadPoolExecutor(self.workers), 0
         asked = {pool.submit(self._ask, prompt, sampling): i for i, prompt in questions}
         label = f"{self.name} answers, temperature {sampling.temperature:g}"

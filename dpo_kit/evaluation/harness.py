@@ -1,7 +1,7 @@
-"""One evaluation: answers go in, a report comes out. `run` and the `evaluate` command both come through here.
+"""One evaluation: it takes answers and returns a report. The commands `run` and `evaluate` both use it.
 
-The arms are asked before (`arms.answer_all`) and the report is written after (`views.report`). Nothing here reads or
-writes a file, except that a judge which is a language model calls its server.
+Before it, `arms.answer_all` gets the answers; after it, `views.report` writes the report. Nothing here reads or writes
+a file. A judge that is a language model calls its server.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,18 +36,19 @@ def evaluate_answers(
 ) -> Report:
     """Compare the answers that were drawn at `temperature`, put the judge through its controls, and report both.
 
-    Where `responses` also hold greedy answers, these are compared beside them. `resample` are second answers of the
+    Where `responses` also hold greedy answers, these are compared separately. `resample` are second answers of the
     control arm, for the control that compares an arm with itself. Controls ask the judge about the first `controlled`
-    prompts, or all. `made` is what else the report says of the run, such as its `profile` and its `versions`; the other
-    arguments are those of `compare`. Raises DpoKitError as `compare` does.
+    prompts, or all; with 0 they ask it nothing. `made` holds further fields of the report, such as its `profile` and
+    its `versions`; the other arguments are those of `compare`. Raises DpoKitError as `compare` does.
     """
     settings = {"arms": arms, "primary": primary, "rate": rate, "trained_on": trained_on, "workers": workers}
-    # the sampled answers, which the controls rest on
+    # the sampled answers; the controls use these
     drawn = [response for response in responses if response.temperature == temperature]
-    # none where all answers are greedy: they are the drawn ones then
+    # empty where all answers are greedy, because then they are the answers at `temperature`
     greedy = [response for response in responses if response.temperature == 0 != temperature]
     compared = compare(prompts, drawn, score, judge, reasons=reasons, **settings)
-    controls = _controls(prompts[:controlled], drawn, resample, judge, primary, seed, workers)
+    asked = judge if controlled != 0 else None
+    controls = _controls(prompts[: controlled or None], drawn, resample, asked, primary, seed, workers)
     if controls is None:
         told = "the judge's controls were not run: they need two prompts that all arms answered"
         compared = replace(compared, warnings=(*compared.warnings, told))

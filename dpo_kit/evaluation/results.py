@@ -1,7 +1,7 @@
-"""What an evaluation finds, as records: statistics make them, a report keeps them, views read them.
+"""The results of an evaluation as records. The statistics make them, a report stores them, and views read them.
 
-This file imports no model and no statistics library, so whoever only reads a report does not wait for either. What
-`report.json` holds is decided here and nowhere else.
+This file imports neither the model stack nor a statistics library, so reading a report is fast. The content of
+`report.json` is defined here only.
 """
 
 import json
@@ -95,7 +95,7 @@ class LengthControlled:
 
 @dataclass(frozen=True)
 class LengthQuartile:
-    """A quarter of the prompts, from the `shortest` to the `longest` length difference, and the win rate there."""
+    """A quarter of the prompts by length difference, `shortest` to `longest`, and the win rate on these prompts."""
 
     shortest: float
     longest: float
@@ -118,7 +118,7 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the verdicts say besides who wins: of length, of order, and of what their number could have shown.
+    """What the verdicts show besides who wins: effects of length and of order, and the smallest detectable win rate.
 
     `could_see` is the smallest win rate that so many decided prompts show with 80% power; None where none would.
     """
@@ -132,7 +132,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Gap:
-    """Answers that one arm did not give: to how many prompts, the ids of the `first` of them, and why."""
+    """The answers that one arm did not give: the number of prompts, the ids of the `first` of them, and the reasons."""
 
     count: int
     first: tuple[str, ...]
@@ -141,7 +141,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Control:
-    """One control: what it must show, whether it did, and what was found, in words."""
+    """One control: its expected result, whether it passed, and what was found, in words."""
 
     name: str
     expected: str
@@ -150,12 +150,54 @@ class Control:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The implicit rewards of the arm `policy` against the arm `reference` on `n` held-out pairs.
+
+    r(x, y) = beta (log pi(y | x) - log pi_ref(y | x)). `accuracy` is the share of pairs whose chosen answer has the
+    higher reward, `margin` the mean of r(chosen) - r(rejected); both by prompt. The verdicts compare them with 1/2 and
+    with 0.
+    """
+
+    policy: str
+    reference: str
+    beta: float
+    n: int
+    accuracy: Interval
+    margin: Interval | None
+    accuracy_verdict: str
+    margin_verdict: str
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What `after` lost against `before`: the log-loss of a neutral text, and pass rates of small tasks.
+
+    `log_loss` is in nats a token, by paragraph, and None where an arm's weights are not at hand; `tasks` holds the
+    pass rate of each kind of task, and of `all_tasks`. All of them stand under one Holm correction.
+    """
+
+    before: str
+    after: str
+    n_tasks: int
+    log_loss: Metric | None
+    tasks: dict[str, Metric]
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What is worse after than before, by name: empty where nothing was shown to be lost."""
+        found = {**({"log_loss": self.log_loss} if self.log_loss else {}), **self.tasks}
+        return tuple(name for name, metric in found.items() if metric.difference.verdict == "worse")
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Arms compared on the same prompts at one temperature.
 
     `primary` names the treated and the control arm of the contrast that was fixed in advance. Its differences stand in
     `metrics`, all others in `contrasts`; `pairwise` and `judged` are what a judge says of it, None without a judge.
-    `stopped` is by arm the share of answers that ended by themselves, and `characters` their mean length.
+    `stopped` is by arm the share of answers that ended by themselves, and `characters` their mean length. `heuristics`
+    are metrics of the answers that need no judge and say nothing of better or worse. `unjudged_because` counts a
+    judge's reasons for giving no verdict.
     """
 
     n_prompts: int
@@ -172,6 +214,8 @@ class Comparison:
     unscored: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    heuristics: dict[str, Metric] = field(default_factory=dict)
+    unjudged_because: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +228,8 @@ class Report(Comparison):
     sampling: str
     controls: tuple[Control, ...] = ()
     greedy: Comparison | None = None
+    held_out: tuple[HeldOut, ...] = ()
+    regression: Regression | None = None
     seed: int | None = None
     profile: str | None = None
     pairs: int | None = None
@@ -193,7 +239,7 @@ class Report(Comparison):
 
     @property
     def refusal(self) -> str | None:
-        """What stands in place of every verdict where a control failed; None where all passed."""
+        """The text that replaces every verdict where a control failed; None where all passed."""
         return refusal_of(self.controls)
 
     def to_data(self) -> dict[str, Any]:
@@ -213,13 +259,13 @@ REPORT = TypeAdapter(Report)
 
 
 def refusal_of(controls: Sequence[Control]) -> str | None:
-    """Which controls failed, as what stands in place of a verdict; None where all passed."""
+    """The text that replaces a verdict and says which controls failed; None where all passed."""
     failed = [control.name for control in controls if not control.passed]
     return f"refused: control {', '.join(failed)} failed" if failed else None
 
 
 def from_data(data: dict[str, Any]) -> Report:
-    """The report that `to_data` gave. The refusal follows from the controls again, whatever `data` says of it.
+    """The report from which `to_data` made `data`. Its refusal is computed again from the controls, not read.
 
     Raises ValueError where a field is missing or of another type.
     """

@@ -1,11 +1,13 @@
-"""Scores of answers by functions and by judges: checked, and never invented.
+"""Scores of answers by functions and by judges, with checks.
 
-A metric that is out of range, not a number, or different when it is computed again would still give a table, and the
-table would be wrong. So every value is computed twice and checked. An answer that a judge could not score stays
-unscored and is counted.
+A metric that is out of range, not a number, or different when it is computed again would give a wrong table without an
+error. So every value is computed twice and checked. An answer that a judge could not score has no score, and is
+counted.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ def checked(score: Score, low: float = 0.0, high: float = 1.0) -> Callable[[Prom
     name = getattr(score, "__name__", "score")
 
     def checking(prompt: Prompt, text: str) -> dict[str, float]:
-        # a metric with chance in it would give another table each time
+        # a metric that is random would give a different table each time
         first, second = (_call(name, score, prompt, text) for _ in range(2))
         if first.keys() != second.keys():
             raise DpoKitError(f"metric {name} names different metrics when asked again, prompt {prompt.id}")
@@ -54,7 +56,7 @@ def rate_all(rate: Rate, prompts: Sequence[Prompt], texts: Sequence[str], worker
 def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> str | None:
     """A warning where a judge of the evaluation also labelled the training pairs; None where none did.
 
-    A model that was trained on a judge's preferences wins by that judge, whether or not its answers are better. Only
+    A model that was trained on a judge's preferences wins with that judge, even where its answers are not better. Only
     another judge, or the truth, can tell. Judges are compared by the name in their verdicts.
     """
     shared = {v.judge for v in given} & {pair.verdict.judge for pair in training}
@@ -64,6 +66,22 @@ def same_judge(given: Iterable[Verdict], training: Iterable[PreferencePair]) -> 
         f"the judge of this evaluation ({', '.join(sorted(shared))}) also labelled the training pairs: "
         "a gain can be that judge's taste learned by heart; ask another judge too"
     )
+
+
+def unjudged_because(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """A judge's reasons for giving no verdict, most frequent first, with how many prompts each left unjudged.
+
+    What a reason quotes and the amounts it names are left out, so that equal causes are counted together. Of a verdict
+    in both orders the reason is that of the first order that gave none.
+    """
+    counted: Counter[str] = Counter()
+    for verdict in verdicts:
+        if verdict.winner == "unjudged":
+            parts = re.split(r"^first shown first: |; second shown first: ", verdict.reason)[-2:]
+            second = verdict.in_orders is not None and verdict.in_orders[0] != "unjudged"
+            said = re.split(r"['\"]", parts[-1 if second or len(parts) == 1 else 0])[0]
+            counted[re.sub(r"\d+\.\d+", "...", said).strip(" :") or "no reason given"] += 1
+    return dict(counted.most_common())
 
 
 def _rating(score: float | None, reason: str) -> Rating:

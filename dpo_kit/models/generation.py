@@ -1,12 +1,13 @@
 """Sampling answers, seeded by prompt: the same prompt and seed give the same answer whatever else is in the batch.
 
-Up to rounding, that is: what a row is padded to moves its logits in the last digit, and once in many thousand tokens
-that decides a draw. So batches are formed from the full list of prompts, also where some answers are stored already.
+This holds up to rounding. The length to which a row is padded changes the last digit of its logits, and once in many
+thousand tokens this changes the token that is drawn. So batches are always formed from the full list of prompts, even
+where some answers are stored already.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,26 +20,26 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from dpo_kit.files import sha256
 from dpo_kit.models.loading import Arms
 from dpo_kit.models.store import Store
-from dpo_kit.models.tokens import prompt_ids
+from dpo_kit.models.tokens import prompt_ids, stop_ids
 from dpo_kit.records import Prompt, Response
 
 
 class Answer(NamedTuple):
-    """The text of an answer, and whether it ended by itself; None where nobody knows."""
+    """The text of an answer, and whether it ended by itself; None where this is unknown."""
 
     text: str
     stopped: bool | None
 
 
 class Missing(NamedTuple):
-    """An answer that was asked for and did not come, and why."""
+    """An answer that was requested and not received, and the reason."""
 
     prompt_id: str
     reason: str
 
 
 def answer_key(prompt: Prompt, **depends_on: Any) -> str:
-    """A hash of the prompt (its id, which seeds the draw, and its messages) and of what else the answer depends on."""
+    """A hash of the prompt (its id, which seeds the sampling, and its messages) and of all else that it depends on."""
     content = json.dumps([prompt.id, prompt.chat(), depends_on], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -63,13 +64,13 @@ class StopCounts:
 
     @property
     def stop_rate(self) -> float | None:
-        """The share that ended by itself, of the answers of which it is known."""
+        """The share that ended by itself, among the answers whose end is known."""
         known = self.stopped + self.cut_off
         return self.stopped / known if known else None
 
     @property
     def truncation_rate(self) -> float | None:
-        """The share that was cut off, of the answers of which it is known."""
+        """The share that was cut off, among the answers whose end is known."""
         return None if self.stop_rate is None else 1 - self.stop_rate
 
     def __str__(self) -> str:
@@ -95,9 +96,9 @@ def generate(
     """
     keys = _keys(arms, arm, prompts, sampling) if store else []
     answers = store.find(keys) if store else [None] * len(prompts)
-    eos, decode = arms.tokenizer.eos_token_id, arms.tokenizer.decode
+    stops, decode = set(stop_ids(arms.tokenizer, arms.model)), arms.tokenizer.decode
     for rows, batch in _batches(arms, arm, prompts, sampling, [answer is None for answer in answers]):
-        made = [Answer(decode(ids, skip_special_tokens=True), eos in ids) for ids in batch]
+        made = [Answer(decode(ids, skip_special_tokens=True), not stops.isdisjoint(ids)) for ids in batch]
         if store:
             made = store.add([keys[i] for i in rows], made)
         for i, answer in zip(rows, made, strict=True):
@@ -112,7 +113,7 @@ def respond(prompt: Prompt, answer: Answer, arm: str, sampling: Sampling) -> Res
 
 
 def sample_ids(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
-    """The token ids of one answer a prompt, in the order given, each up to and with its EOS if it reached one."""
+    """The token ids of one answer for each prompt, in order; a stop token, if reached, is the last id."""
     answers: list[list[int]] = [[] for _ in prompts]
     for rows, batch in _batches(arms, arm, prompts, sampling, [True] * len(prompts)):
         for i, ids in zip(rows, batch, strict=True):
@@ -129,9 +130,9 @@ def row_seed(prompt_id: str, seed: int) -> int:
 def _batches(
     arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling, wanted: Sequence[bool]
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """The rows of each batch that are wanted, as numbers of prompts, and the token ids of their answers.
+    """For each batch: the wanted rows as indices of prompts, and the token ids of their answers.
 
-    Prompts are batched by length, longest first, so that little is padded and a lack of memory shows at once.
+    Prompts are batched by length, longest first, so that there is little padding and a lack of memory shows at once.
     """
     heads = [prompt_ids(arms.tokenizer, prompt) for prompt in prompts]
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(heads[i]))
@@ -154,7 +155,7 @@ def _batches(
 
 
 def _keys(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
-    """The keys of answers in a store. The batch size stays out: who ran out of memory goes on with smaller batches."""
+    """The keys of answers in a store. The batch size is not part of them, so that it can be lowered to save memory."""
     depends_on = {
         "arm": arms.identity(arm),
         "code": sha256(Path(__file__)),
@@ -168,8 +169,8 @@ def _keys(arms: Arms, arm: str, prompts: Sequence[Prompt], sampling: Sampling) -
 class GumbelNoise(LogitsProcessor):
     """Turns greedy decoding into sampling: argmax(logits / T + Gumbel noise) is a draw from softmax(logits / T).
 
-    Each row draws its noise from a generator of its own, seeded by prompt, which is what makes a sample independent
-    of its batch (up to rounding in the logits). At temperature 0 nothing is added.
+    Each row draws its noise from its own generator, seeded by prompt. So a sample does not depend on its batch (up to
+    rounding in the logits). At temperature 0 nothing is added.
     """
 
     def __init__(self, prompt_ids: Sequence[str], temperature: float, seed: int, device: torch.device | str = "cpu"):
@@ -189,21 +190,23 @@ class GumbelNoise(LogitsProcessor):
 def _generate_batch(
     model: PreTrainedModel, tokenizer, heads: list[list[int]], noise: GumbelNoise, max_new_tokens: int
 ) -> list[list[int]]:
-    """Prompts are padded on the left, where generation needs it; what follows an EOS is cut off."""
+    """Answers for one batch. Prompts are padded on the left, as generation needs; ids after a stop token are cut."""
     inputs = tokenizer.pad({"input_ids": heads}, padding_side="left", return_tensors="pt").to(model.device)  # (B, P)
+    stops = stop_ids(tokenizer, model)
     with torch.inference_mode():
         ids = model.generate(  # (B, P + at most max_new_tokens)
             **inputs,
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # the noise draws, so that a row's draw does not depend on the batch
-            use_cache=True,  # the model's own setting is off, for training
+            do_sample=False,  # the noise does the sampling, so that a row's draw does not depend on the batch
+            use_cache=True,  # the model's own setting is off, because training needs no cache
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stops,
             logits_processor=LogitsProcessorList([noise]),
         )
-    return answers_in(ids, inputs["input_ids"].shape[1], tokenizer.eos_token_id)
+    return answers_in(ids, inputs["input_ids"].shape[1], stops)
 
 
-def answers_in(ids: Tensor, prompt_width: int, eos: int) -> list[list[int]]:
-    """The token ids after the prompts in `(batch, T)`, each up to and with its EOS if it reached one."""
-    return [row[: row.index(eos) + 1] if eos in row else row for row in ids[:, prompt_width:].tolist()]
+def answers_in(ids: Tensor, prompt_width: int, stops: Collection[int]) -> list[list[int]]:
+    """The token ids after the prompts in `(batch, T)`; a stop token, if reached, is the last id."""
+    rows = ids[:, prompt_width:].tolist()
+    return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]

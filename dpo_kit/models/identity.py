@@ -1,10 +1,11 @@
-"""Which weights these are: one record of a base's files, and one hash of what a model in memory computes.
+"""Identity of weights: a record of the hashes of a base's files, and one hash of what a model in memory computes.
 
-The record is of files, so that an adapter fits its base quantised or not, and so that a stage can look before any model
-is loaded. It lies beside each adapter. Large weights are sampled, evenly over each file, so that a model of any size
-takes a moment: a training of any kind that touched a good part of them shows, a change of a few bytes may not.
+The record is made from files, so that an adapter fits its base quantised or not, and so that a stage can compare it
+before any model is loaded. It is saved beside each adapter. Of a large weights file only blocks at even distances are
+hashed, so that it takes a moment for a model of any size. This finds every training that changed a good part of the
+weights, but perhaps not a change of a few bytes.
 
-The hash is of tensors, so that answers and log-probs in a store are found only by the model that gave them.
+The hash is made from tensors, so that stored answers and log-probs are used only for the model that gave them.
 """
 
 import hashlib
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import sha256, write_atomically
 
-if TYPE_CHECKING:  # stages ask for a fingerprint before they know whether the model stack is needed at all
+if TYPE_CHECKING:  # a stage needs a fingerprint before it knows whether torch has to be imported at all
     from torch import Tensor, nn
 
 FINGERPRINT = "base.json"
-ADAPTED = ("weights", "tokenizer", "template")  # what an adapter must find again; saving anew may change the settings
+ADAPTED = ("weights", "tokenizer", "template")  # must match for an adapter; saving a model again can change `settings`
 SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")  # what scales B A
 RECORD = "dpo_kit.json"
 WHOLE = 1 << 26  # bytes: a weights file up to this size is read as a whole
-BLOCKS, BLOCK = 256, 4096  # of a larger one: how many places, and bytes at each
+BLOCKS, BLOCK = 256, 4096  # of a larger file: how many blocks are read, and the bytes of each
 REBUILD = "python -m dpo_kit pretrain"
 
 
@@ -60,7 +61,7 @@ def write_fingerprint(model: "nn.Module", adapter: Path) -> None:
 
 
 def check_fingerprint(model: "nn.Module", adapter: Path) -> None:
-    """Raises DpoKitError where `adapter` was trained on another base; warns where it does not say on which."""
+    """Raise DpoKitError where `adapter` was trained on another base; warn where its base is not recorded."""
     found = base_fingerprint(model)
     if found is None:
         return
@@ -92,7 +93,7 @@ def write_record(adapter: Path, settings: dict[str, Any]) -> None:
 def read_record(adapter: Path) -> dict[str, Any] | None:
     """What `write_record` wrote; None where there is no record. Raises DpoKitError where it is no JSON object.
 
-    Whoever made the adapter wrote it. Nothing may be downloaded or run because it says so.
+    The record may come from a stranger, so never download or run anything because it says so.
     """
     try:
         return dict(json.loads((adapter / RECORD).read_text(encoding="utf-8")))
@@ -103,7 +104,7 @@ def read_record(adapter: Path) -> dict[str, Any] | None:
 
 
 def check_shipped_model(folder: Path) -> None:
-    """Verify a model folder that carries a manifest of ours; folders without one, and Hub ids, pass.
+    """Verify a model folder that has a manifest of this package; folders without one, and Hub ids, are not checked.
 
     Raises DpoKitError where a shipped model is absent, or a file of it is missing or changed.
     """
@@ -123,8 +124,8 @@ def check_shipped_model(folder: Path) -> None:
 def model_identity(model: Any, adapter: str | None = None, frozen: str | None = None, **context: Any) -> str:
     """A hash of all that decides what a model computes: its frozen weights, `adapter` on them, and `context`.
 
-    Other adapters do not enter. `frozen` is what `frozen_identity` gave before, because it reads gigabytes; `context`
-    is plain data, such as the dtype of autocast.
+    Other adapters do not change it. `frozen` is an earlier result of `frozen_identity`, given to avoid reading
+    gigabytes again; `context` is plain data, such as the dtype of autocast.
     """
     tensors, scaling = {}, {}
     if adapter is not None:
@@ -165,7 +166,7 @@ def _without_adapters(model: Any) -> Any:
 
 
 def folder_of(base: "str | nn.Module") -> Path | None:
-    """The folder with a base's files, of a folder, a Hub id or a model; None where they are not on this machine."""
+    """The folder with the files of `base`, which is a folder, a Hub id or a model; None where they are not here."""
     from huggingface_hub import snapshot_download
 
     name = base if isinstance(base, str) else _without_adapters(base).config.name_or_path
@@ -178,7 +179,7 @@ def folder_of(base: "str | nn.Module") -> Path | None:
 
 
 def _sample(path: Path) -> bytes:
-    """The whole of a small file; of a large one evenly spaced blocks, names and shapes in the first."""
+    """All bytes of a small file; blocks at even distances of a large one, the first with the names and shapes."""
     size = path.stat().st_size
     if size <= WHOLE:
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""How far a policy is from its reference, measured where the policy goes: on its own answers."""
+"""How far a policy is from its reference: the KL, measured on the policy's own answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpo_kit.errors import DpoKitError
 from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms
-from dpo_kit.models.tokens import pad_completions, prompt_ids
-from dpo_kit.records import Prompt
+from dpo_kit.models.tokens import Scoring, encode, pad_completions, prompt_ids
+from dpo_kit.records import PreferencePair, Prompt
 
-AT_ONCE = 1 << 28  # logits of one arm held at once; with a vocabulary of 150,000 that is a row or two
+AT_ONCE = 1 << 28  # how many logits of one arm are held at once; few rows, where the vocabulary is 150,000
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class KlEstimate:
 
 
 def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], sampling: Sampling) -> KlEstimate:
-    """KL(policy || reference), sampled in the prompts and the answers and exact over the vocabulary at each token.
+    """KL(policy || reference) on sampled prompts and answers; at each token the sum over the vocabulary is exact.
 
     The sequence KL is the expectation, over the policy's own answers, of the sum of the per-token KLs
     (arXiv 2504.10637). Log-ratios on the answers of a fixed data set are not a KL.
@@ -37,7 +38,7 @@ def on_policy_kl(arms: Arms, policy: str, reference: str, prompts: Sequence[Prom
 def kl_of_answers(
     arms: Arms, policy: str, reference: str, prompts: Sequence[Prompt], tails: Sequence[list[int]], batch_size: int
 ) -> KlEstimate:
-    """`on_policy_kl` on answers at hand: token ids that the policy itself drew for `prompts` at temperature 1."""
+    """`on_policy_kl` on given answers: token ids that the policy itself sampled for `prompts` at temperature 1."""
     heads = [prompt_ids(arms.tokenizer, prompt) for prompt in prompts]
     longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
     batch_size = min(batch_size, max(1, AT_ONCE // (longest * arms.model.config.get_text_config().vocab_size)))
@@ -56,6 +57,24 @@ def kl_of_answers(
     )
 
 
+def mean_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair], scoring: Scoring) -> list[float]:
+    """The mean log-prob, in nats, of a scored token of each chosen answer under an arm; pairs that the template refuses
+    are left out.
+    """
+    found = []
+    for pair in pairs:
+        try:
+            ids, mask = encode(arms.tokenizer, pair.prompt, pair.chosen, scoring)
+        except DpoKitError:
+            continue
+        tokens = torch.tensor([ids])
+        kept = torch.tensor(mask[1:], dtype=torch.bool)
+        logps = _logits(arms, arm, {"input_ids": tokens})[0, kept].float().log_softmax(dim=-1)  # (scored, V)
+        if len(logps):
+            found.append(logps.gather(1, tokens[0, 1:][kept][:, None].to(logps.device)).mean().item())
+    return found
+
+
 def exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
     """Per-token KL(p || q) in nats, summed over the vocabulary.
 
@@ -63,7 +82,7 @@ def exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
     in float32 (float64 for float64 logits). With p the policy, q its reference and y sampled from p, the sum over
     a row is an unbiased and low-variance estimate of the sequence KL (arXiv 2504.10637).
 
-    Positions outside the mask are never read, so that prompts cost nothing and padding may hold anything.
+    Positions outside the mask are never read: prompts take no time, and the values at padding do not matter.
     """
     kept = mask.bool()
     dtype = torch.promote_types(logits_p.dtype, torch.float32)

@@ -1,9 +1,9 @@
 """What a training will need, in memory and in time, before any weight is loaded.
 
-The model is built from its configuration on the `meta` device, where tensors have shapes and no bytes. Weights,
-adapters, gradients and optimiser are then counted to the byte, as bitsandbytes, PEFT and torch allocate them; what
-autograd keeps of each token is a sum over one layer's operations. What only a running kernel knows (temporary copies in
-the backward pass, the allocator's rounding) is an allowance, and is called so.
+The model is built from its configuration on the `meta` device, where tensors have shapes but take no memory. Weights,
+adapters, gradients and optimiser are then counted to the byte, as bitsandbytes, PEFT and torch allocate them. What
+autograd keeps of each token is a sum over one layer's operations. Temporary copies in the backward pass and the
+allocator's rounding cannot be computed beforehand; the field `allowance` stands for them.
 """
 
 import math
@@ -17,18 +17,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.quantization import quantize
+from dpo_kit.models.tokens import first_line
 from dpo_kit.profiles import Profile, load_profile, profile_names
 
 GB = 10**9
 USABLE = 0.92  # of a card's free memory: the allocator cannot use all of it
-SCORING = 64 << 20  # logits, probabilities and their products are held for one block of scored tokens at a time
-KEPT_KEYS = 512  # off CUDA, queries that see no more keys than that keep their probabilities
+SCORING = 64 << 20  # bytes: logits, probabilities and their products for one block of scored tokens
+KEPT_KEYS = 512  # without CUDA, a tile of queries with at most so many keys keeps its probabilities
 BLOCK, NESTED_BLOCK = 64, 256  # weights under one absmax, and absmax under one nested absmax (QLoRA, section 3)
 
-# The family that the gpu-* profiles use, so that they can be planned for without a network.
+# The models that the gpu-* profiles use, so that `--plan` works for them without a network.
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {
     f"Qwen/Qwen3-{size}": {
@@ -67,7 +69,7 @@ class Memory:
 
 
 def configuration(path: str) -> PretrainedConfig:
-    """The configuration of a folder or Hub id; of a known model also without a network.
+    """The configuration of a folder or Hub id. The models listed above need no network.
 
     Raises DpoKitError where there is none.
     """
@@ -76,8 +78,8 @@ def configuration(path: str) -> PretrainedConfig:
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise DpoKitError(f"{path}: no model configuration there ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DpoKitError(f"{path}: no model configuration there ({first_line(error)})") from None
 
 
 def estimate(
@@ -88,7 +90,7 @@ def estimate(
     precomputed: bool = False,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Memory:
-    """The peak of one stage: DPO against a frozen adapter or `precomputed` log-probs, or SFT, which has no reference.
+    """The peak of one stage. DPO's reference is a frozen adapter or `precomputed` log-probs; SFT has no reference.
 
     Raises DpoKitError where the model's configuration cannot be read.
     """
@@ -122,13 +124,13 @@ def estimate(
 
 
 def skeleton(profile: Profile, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """The profile's model without bytes."""
+    """The profile's model on the `meta` device: its tensors have shapes but no memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config or configuration(profile.model_path), dtype=_dtype(profile))
 
 
 def weight_bytes(model: PreTrainedModel, nf4: bool) -> tuple[int, int]:
-    """Bytes of the linear layers but the head in NF4 (0 without it), and of all other weights and buffers."""
+    """Bytes of the linear layers without the head in NF4 (0 where `nf4` is false), and of all other weights."""
     targets = [layer.weight for layer in _linears(model)] if nf4 else []
     tied = {id(weight) for weight in targets}
     rest = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in tied]
@@ -136,30 +138,31 @@ def weight_bytes(model: PreTrainedModel, nf4: bool) -> tuple[int, int]:
 
 
 def nf4_bytes(weights: int) -> int:
-    """One tensor in NF4 with double quantisation: half a byte a weight, an 8-bit absmax for every 64, an fp32 absmax of
-    those for every 256 of them with their mean, and the two code books of 16 and 256 fp32 values.
+    """Bytes of one tensor in NF4 with double quantisation: half a byte a weight; an 8-bit absmax for every 64 weights;
+    for every 256 of these an fp32 absmax; their mean; and two code books of 16 and 256 fp32 values.
     """
     blocks = math.ceil(weights / BLOCK)
     return math.ceil(weights / 2) + blocks + 4 * math.ceil(blocks / NESTED_BLOCK) + 4 * (1 + 16 + 256)
 
 
 def adapter_shapes(model: PreTrainedModel, r: int) -> list[tuple[int, int]]:
-    """The shapes of the LoRA matrices A and B on every linear layer but the head."""
-    pairs = [((r, layer.in_features), (layer.out_features, r)) for layer in _linears(model)]
+    """The shapes of the LoRA matrices A and B on every linear layer except the head."""
+    sizes = [layer.weight.shape[:: -1 if isinstance(layer, Conv1D) else 1] for layer in _linears(model)]  # (out, in)
+    pairs = [((r, inputs), (outputs, r)) for outputs, inputs in sizes]
     return [shape for pair in pairs for shape in pair]
 
 
 def layer_bytes(config: PretrainedConfig, r: int, width: int, tokens: int, met: int | None = None) -> int:
     """What autograd keeps of one Llama- or Qwen3-shaped layer with LoRA, for `tokens` of `width` bytes a number.
 
-    H hidden, I inner, A and K the widths of queries and keys. The two norms keep their input in fp32, those of queries
-    and keys too; each LoRA keeps its input, which q, k, v share, as gate and up do, and its r-wide middle; SiLU and the
-    product keep three I-wide tensors; attention keeps q, k, v and its result. On a card it also keeps that result by
-    sequence and one fp32 a head; elsewhere the probability of each of the `met` pairs of a query and a key that it
-    sees, for every head.
+    The widths are H (hidden), I (inner), A (queries) and K (keys). The two norms of the layer keep their input in fp32,
+    and so do the norms of queries and keys. Each LoRA keeps its input and its r-wide middle; q, k and v share one
+    input, and so do gate and up. SiLU and the product keep three I-wide tensors. Attention keeps q, k, v and its
+    result. On a GPU it also keeps the result by sequence and one fp32 a head; elsewhere, for every head, the
+    probability of each of the `met` pairs of a query and a key.
     """
     text = config.get_text_config()
-    hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+    hidden, inner, heads = text.hidden_size, inner_size(text), text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
     queries, keys = heads * head, groups * head
@@ -168,10 +171,20 @@ def layer_bytes(config: PretrainedConfig, r: int, width: int, tokens: int, met: 
     return tokens * each + (tokens * (width * queries + 4 * heads) if met is None else heads * width * met)
 
 
-def check_fits(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> dict[str, Memory]:
-    """The estimate of both stages, where they fit into `free` bytes (default: what the card at hand has free).
+def inner_size(text: PretrainedConfig) -> int:
+    """The width inside a layer's MLP; of experts those that a token goes through. Families name it differently."""
+    named = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
+    plain = next((width for width in named if width), 4 * text.hidden_size)
+    experts = (getattr(text, "moe_intermediate_size", None) or plain) * (
+        getattr(text, "num_experts_per_tok", None) or 0
+    )
+    return max(plain, experts)
 
-    Without a card nothing is refused. Raises DpoKitError with what was found, what is needed, and what to set.
+
+def check_fits(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> dict[str, Memory]:
+    """The estimate of both stages, where they fit into `free` bytes (default: the free memory of this GPU).
+
+    Without a GPU nothing is refused. Raises DpoKitError with what was found, what is needed, and what to set.
     """
     if free is None and torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
@@ -187,10 +200,10 @@ def check_fits(profile: Profile, free: int | None = None, config: PretrainedConf
 
 
 def fewest_checkpoints(profile: Profile, free: int | None = None, config: PretrainedConfig | None = None) -> int | None:
-    """How many layers have to compute their activations again for DPO to fit into `free` bytes, as few as will do.
+    """The smallest number of layers that must recompute their activations for DPO to fit into `free` bytes.
 
-    What the profile says stands. `free` is by default what a card has free or this process holds of it. None, which is
-    all layers, where there is no card; it wants precomputed references.
+    A number in the profile is used as it is. By default `free` is the GPU's free memory and what this process holds of
+    it. None, which means all layers, where there is no GPU. Only with precomputed references.
     """
     said = profile.model
     if not said.checkpointing or said.checkpoint_layers or (free is None and not torch.cuda.is_available()):
@@ -204,7 +217,7 @@ def fewest_checkpoints(profile: Profile, free: int | None = None, config: Pretra
         return estimate(tried, "dpo", config, precomputed=True).total <= USABLE * free
 
     counts = range(1, config.get_text_config().num_hidden_layers)
-    # each more layer needs less memory, so `fits` is False, ..., False, True, ..., True over the counts
+    # each further layer lowers the memory, so over the counts `fits` is False, ..., False, True, ..., True
     return next(iter(counts[bisect_left(counts, True, key=fits) :]), None)
 
 
@@ -216,7 +229,7 @@ def fitting_profiles(free: int) -> list[str]:
 
 
 def _advice(profile: Profile, free: int, config: PretrainedConfig) -> str:
-    """The mildest change of the profile that fits, else a profile that does."""
+    """The smallest change of the profile with which it fits, or else the name of a profile that fits."""
     lengths = [n for n in (4096, 2048, 1024, 512) if n <= profile.model.max_length] or [profile.model.max_length]
     for length in lengths:
         for checkpointing in dict.fromkeys((profile.model.checkpointing, True)):
@@ -233,20 +246,20 @@ def _advice(profile: Profile, free: int, config: PretrainedConfig) -> str:
 
 
 def _peak(profile: Profile, config: PretrainedConfig | None = None) -> int:
-    """Bytes of the stage that needs more."""
+    """Bytes at the peak of SFT or of DPO, whichever is larger."""
     return max(estimate(profile, stage, config).total for stage in ("sft", "dpo"))
 
 
 def _allowance(model: PreTrainedModel, width: int, tokens: int) -> int:
-    """For the backward pass: one dequantised weight with its absmax, and gradients alive in a layer."""
+    """Bytes for the backward pass: one dequantised weight with its absmax, and the gradients held within a layer."""
     text = model.config.get_text_config()
     largest = max(layer.weight.numel() for layer in _linears(model))
-    return largest * width + 4 * largest // BLOCK + tokens * (3 * width * text.intermediate_size + 8 * text.hidden_size)
+    return largest * width + 4 * largest // BLOCK + tokens * (3 * width * inner_size(text) + 8 * text.hidden_size)
 
 
-def _linears(model: PreTrainedModel) -> list[nn.Linear]:
+def _linears(model: PreTrainedModel) -> list[nn.Module]:
     head = model.get_output_embeddings()
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    return [layer for layer in model.modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head]
 
 
 def _dtype(profile: Profile) -> torch.dtype:
@@ -258,23 +271,24 @@ def _dtype(profile: Profile) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that one token takes through the whole model: forward alone, and forward with backward."""
+    """Seconds that the whole model takes for one token: in a forward pass alone, and in forward and backward."""
 
     forward: float
     both: float
 
     def seconds(self, profile: Profile, stage: Literal["sft", "dpo"], tokens: int) -> float:
-        """For `tokens` tokens an epoch. Checkpointing adds a forward to each; DPO takes the reference's once."""
+        """Seconds for `tokens` tokens an epoch. Checkpointing adds a forward pass; DPO adds the reference's, once."""
         each = self.both + profile.model.checkpointing * self.forward
         return tokens * (getattr(profile, stage).epochs * each + (stage == "dpo") * self.forward)
 
 
 def calibrate(profile: Profile, config: PretrainedConfig | None = None, tokens: int = 512) -> Speed:
-    """Measure one layer of the model, with random weights, and multiply.
+    """Measure the time of one layer with random weights, and multiply it by the number of layers.
 
-    A model of two layers is timed against one of one, so that what is not a layer drops out; the head, which scores
-    about half of the tokens, is added by its share of the multiplications. Where the noise of a busy machine hides the
-    difference, half the time of two layers stands for one layer: too much rather than nothing.
+    The time of one layer is the difference between a model of two layers and one of one layer, so that work outside
+    the layers is not counted. The head, which scores about half of the tokens, is added by its share of the
+    multiplications. On a busy machine noise can hide the difference. Then half the time of two layers is taken, because
+    an estimate that is too long is better than an estimate of zero.
     """
     config = config or configuration(profile.model_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -282,13 +296,13 @@ def calibrate(profile: Profile, config: PretrainedConfig | None = None, tokens: 
     (forward1, both1), (forward2, both2) = (_times(_shallow(profile, config, layers, device), ids) for layers in (1, 2))
     text = config.get_text_config()
     weights = sum(layer.weight.numel() for layer in _linears(skeleton(profile, config))) / text.num_hidden_layers
-    layers = text.num_hidden_layers + 0.5 * text.vocab_size * text.hidden_size / weights  # the head as so many layers
+    layers = text.num_hidden_layers + 0.5 * text.vocab_size * text.hidden_size / weights  # as if the head were layers
     measured = ((forward1, forward2), (both1, both2))
     return Speed(*((two - one if two > one else two / 2) * layers / tokens for one, two in measured))
 
 
 def _shallow(profile: Profile, config: PretrainedConfig, layers: int, device: str) -> nn.Module:
-    """The body of the model, `layers` deep and with a small vocabulary, quantised and adapted as the profile says."""
+    """The model with `layers` layers, a small vocabulary and no head, with the profile's quantisation and adapters."""
     from peft import get_peft_model
 
     from dpo_kit.models.loading import lora
@@ -303,7 +317,7 @@ def _shallow(profile: Profile, config: PretrainedConfig, layers: int, device: st
 
 
 def _times(model: nn.Module, ids: torch.Tensor, repeats: int = 3) -> tuple[float, float]:
-    """Seconds of a forward, and of a forward with backward: the median of `repeats`, after one that is not counted."""
+    """Seconds of a forward pass alone and with backward: the median of `repeats`, after one that is not counted."""
 
     def forward() -> torch.Tensor:
         return model(input_ids=ids, use_cache=False).last_hidden_state

@@ -1,8 +1,8 @@
-"""NF4 weights that let gradients through, and plain matrix products to check them against.
+"""NF4 weights through which gradients pass, and plain matrix products to compare them with.
 
 On CPUs with AVX512-bf16, bitsandbytes 0.50 repacks a `Linear4bit` weight for inference at its first forward in eval
-mode. The kernel for repacked weights has no backward: from then on nothing below that layer learns, and no error says
-so. `keep_gradients` switches the repacking off. `training.guards.check_gradients` proves that gradients get through.
+mode. The kernel for repacked weights has no backward pass: from then on no layer below is trained, and there is no
+error. `keep_gradients` switches the repacking off. `training.guards.check_gradients` proves that gradients pass.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def quantize(model: PreTrainedModel, compute_dtype: torch.dtype) -> PreTrainedMo
         )
         made.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
         made.bias = layer.bias
-        model.set_submodule(name, made.to(layer.weight.device))  # the move is when bitsandbytes quantises a weight
+        model.set_submodule(name, made.to(layer.weight.device))  # bitsandbytes quantises a weight when it is moved
     model.is_loaded_in_4bit = True
     keep_gradients(model)
     return model.requires_grad_(False)
@@ -60,7 +60,7 @@ def keep_gradients(model: nn.Module) -> None:
 def dequantized(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight `(out, in)` in `dtype`, whether it is held in 4 bits or not.
 
-    Raises DpoKitError where it was repacked for inference: its bytes then stand in an order that nothing here can read.
+    Raises DpoKitError where it was repacked for inference, because its bytes are then in an order that is unknown here.
     """
     state = getattr(weight, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
@@ -99,7 +99,7 @@ class _PlainLinear:
 
 
 class _DequantizedProduct(torch.autograd.Function):
-    """x W^T, which dequantises W again for the backward pass: autograd would keep every layer's dequantised weight."""
+    """x W^T. W is dequantised again in the backward pass, because autograd would keep that of every layer in memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

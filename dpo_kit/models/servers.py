@@ -1,11 +1,11 @@
-"""Language models behind an API: one client, one way to try again, one budget, and keys that are kept nowhere.
+"""Language models behind an API: one client, one retry policy, one budget, and keys that are never stored.
 
-It speaks OpenAI's chat completions, which vLLM, Ollama and `transformers serve` offer too, and Anthropic's messages.
-Both are one POST of JSON, so no vendor's SDK is needed. Judges and arms that are served elsewhere share this client.
+It uses OpenAI's chat completions, which vLLM, Ollama and `transformers serve` offer too, and Anthropic's messages.
+Both are one POST of JSON, so no vendor's SDK is needed. Judges and arms on servers share this client.
 
 Keys come from the environment, each for its own server: a vendor's key is never sent elsewhere, whatever address a
-profile or a command names. An exception of the HTTP library carries the request and with it the key, so none of them
-leaves this module, not even as the context of one of ours. For the same reason redirects are not followed.
+profile or a command names. An exception of the HTTP library holds the request and so the key, so none of them leaves
+this module, not even as the context of one of ours. A redirect could send the key elsewhere, so none is followed.
 """
 
 import json
@@ -29,11 +29,11 @@ from dpo_kit.visible import reveal
 
 VENDORS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 VENDOR_KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
-PART = 12  # characters of a key in a row: more than the prefix that all keys share
-LONGEST_WAIT = 120.0  # seconds; a server that asks for more is given up
-OVERHEAD = 1000  # tokens that a server may add around a question: its chat template, its words on the schema
+PART = 12  # so many characters in a row count as part of a key: more than the prefix that all keys share
+LONGEST_WAIT = 120.0  # seconds; a question is given up where the server asks for a longer wait
+OVERHEAD = 1000  # tokens that a server may add to a question: its chat template, its instructions on the schema
 MALFORMED = "malformed reply of the server"
-FAULTS = {  # every later question would meet these too
+FAULTS = {  # with these every later question would fail too
     401: "the key is missing or wrong: set {variable}",
     402: "the account has no credit",
     403: "the key may not use this model or server",
@@ -67,7 +67,7 @@ class Unanswered(Exception):
 class Failed(Unanswered):
     """A request without a reply: whether to try again and after how long, and whether it may have been billed.
 
-    `status` is that of HTTP, None where there was none, and 0 where not even a connection was made.
+    `status` is the HTTP status, None where the server sent none, and 0 where there was no connection.
     """
 
     reason: str
@@ -81,7 +81,7 @@ class Failed(Unanswered):
 
 
 class Budget:
-    """Dollars that may be spent. What a request could cost at most is held before it is sent, so the cap is hard."""
+    """Dollars that may be spent. The most that a request can cost is reserved before it is sent, so the cap is hard."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.spent = limit, 0.0
@@ -89,7 +89,7 @@ class Budget:
         self._changed = threading.Condition()
 
     def hold(self, dollars: float) -> bool:
-        """Set `dollars` aside, waiting for requests in flight where their change may suffice; False where it cannot."""
+        """Reserve `dollars`. Waits while open requests may free enough; False where there cannot be enough."""
         with self._changed:
             self._changed.wait_for(lambda: self._fits(dollars) or not self._in_flight)
             if not self._fits(dollars):
@@ -99,7 +99,7 @@ class Budget:
             return True
 
     def settle(self, held: float, spent: float) -> None:
-        """Replace what was set aside by what was spent."""
+        """Replace the reserved amount by the amount that was spent."""
         with self._changed:
             self._in_flight -= 1
             self._held = self._held - held if self._in_flight else 0.0
@@ -113,10 +113,10 @@ class Budget:
 class Server:
     """One language model behind an API. Thread-safe.
 
-    `owner` is what messages call it, and `others_key` the environment variable with the key of a server that is no
+    `owner` is its name in messages. `others_key` is the environment variable with the key of a server that is not a
     vendor's. An empty `url` is the vendor's own. `prices` are dollars per million tokens read and written. `tally`
     counts requests and retries; `budget.spent` is in dollars.
-    Raises DpoKitError where the address is not a plain one, or a key is needed and not there.
+    Raises DpoKitError where the address is not a plain one, or a key is needed and missing.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class Server:
         _check_address(owner, self.url)
         self._variable = key_variable(self.url, others_key)
         key = read_key(self._variable, required=self._variable != others_key)
-        self._key = SecretStr(key)  # which no traceback and no log shows
+        self._key = SecretStr(key)  # shown in no traceback and no log
         headers = {"Content-Type": "application/json"}
         if kind == "anthropic":
             headers["anthropic-version"] = "2023-06-01"
         if key:
             headers |= {"x-api-key": key} if kind == "anthropic" else {"Authorization": f"Bearer {key}"}
         self._client = httpx.Client(headers=headers, timeout=timeout)
-        self._structured = True  # until it refuses a schema
+        self._structured = True  # until the server refuses a schema
         self._reached = False
         self._counting = threading.Lock()
 
@@ -160,7 +160,7 @@ class Server:
         schema: dict[str, Any] | None = None,
     ) -> Completion:
         """The reply to a chat, after at most `attempts` requests. `schema` is the JSON schema of the reply, which the
-        server enforces where it can. Anthropic's API knows no seed.
+        server enforces where it can. Anthropic's API has no seed.
 
         Raises Unanswered with the reason, or DpoKitError where every other question would fail in the same way.
         """
@@ -190,7 +190,7 @@ class Server:
         return Unanswered(f"{failure}{tried}")
 
     def _request(self, messages: Messages, options: dict, schema: dict | None, most: float) -> Completion:
-        """One request, or two where the server does not know structured output: it is then asked without a schema."""
+        """One request, and a second one without a schema where the server does not support structured output."""
         structured = schema is not None and self._structured
         try:
             return self._paid_request(self._body(messages, options, schema if structured else None), most)
@@ -204,7 +204,7 @@ class Server:
     def _paid_request(self, body: dict[str, Any], most: float) -> Completion:
         if not self.budget.hold(most):
             raise Unanswered(f"budget: up to {most:.4f} dollars more could pass the cap of {self.budget.limit:g}")
-        spent = most  # where nobody knows, the worst is assumed
+        spent = most  # where the cost is unknown, the highest is assumed
         try:
             self.count("requests")
             completion = self._send(body)
@@ -230,7 +230,7 @@ class Server:
             messages = [message for message in messages if message["role"] != "system"]
             shape: dict[str, Any] = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
         else:
-            if self._variable in VENDOR_KEYS.values():  # OpenAI's newer models refuse the name that all others know
+            if self._variable in VENDOR_KEYS.values():  # OpenAI's newer models refuse the name that all others use
                 said["max_completion_tokens"] = said.pop("max_tokens")
             named = {"name": "reply", "strict": True, "schema": schema}
             shape = {"response_format": {"type": "json_schema", "json_schema": named}}
@@ -239,12 +239,12 @@ class Server:
     def _send(self, body: dict[str, Any]) -> Completion:
         path = "/v1/messages" if self.kind == "anthropic" else "/chat/completions"
         failure = None
-        try:  # ASCII, because JSON's escapes carry even half a surrogate pair
+        try:  # ASCII, because UTF-8 cannot encode half a surrogate pair, and JSON's escapes can
             reply = self._client.post(self.url.rstrip("/") + path, content=json.dumps(body))
         except httpx.HTTPError as error:
             failure = self._lost(error)
         if failure:
-            raise failure  # outside of `except`: the library's exception is no context of it
+            raise failure  # outside of `except`, so that the library's exception is not its context
         assert reply is not None, "a request has failed or was replied to"
         if not reply.is_success:
             raise self._refusal(reply)
@@ -277,7 +277,7 @@ def dollars(prices: tuple[float, float], read: float, written: float) -> float:
 
 
 def request_size(messages: Messages, schema: dict[str, Any] | None = None) -> int:
-    """Bytes of UTF-8 of what is asked: no tokenizer in use makes more tokens than that."""
+    """The bytes of the question in UTF-8. No known tokenizer makes more tokens than there are bytes."""
     texts = [message["content"] for message in messages] + ([json.dumps(schema)] if schema else [])
     return sum(len(text.encode(errors="replace")) for text in texts)
 
@@ -286,13 +286,13 @@ def request_size(messages: Messages, schema: dict[str, Any] | None = None) -> in
 
 
 def key_variable(url: str, others: str) -> str:
-    """Where the key for this server is kept: in the vendor's variable for the vendor's own host, else in `others`."""
+    """The environment variable with this server's key: the vendor's for the vendor's own host, else `others`."""
     address = urlsplit(url)
     return VENDOR_KEYS.get(address.hostname or "", others) if address.scheme == "https" else others
 
 
 def read_key(variable: str, required: bool = False) -> str:
-    """The key, "" where there is none. Raises DpoKitError where it is required and not there, or is no key."""
+    """The key, or "" where there is none. Raises DpoKitError where it is required and missing, or cannot be a key."""
     key = os.environ.get(variable, "").strip()
     if required and not key:
         raise DpoKitError(f"a key is needed: set the environment variable {variable}")
@@ -302,7 +302,7 @@ def read_key(variable: str, required: bool = False) -> str:
 
 
 def quotes_key(text: str, key: str) -> bool:
-    """Whether a server plays back a good part of the key it was sent."""
+    """Whether a server's reply repeats a good part of the key that it was sent."""
     return any(key[i : i + PART] in text for i in range(len(key) - PART + 1))
 
 
@@ -325,7 +325,7 @@ def _read_openai(reply: Any) -> Completion:
     text, end = choice["message"].get("content"), ENDS.get(choice.get("finish_reason"), "other")
     if choice["message"].get("refusal"):
         end = "refused"
-    elif text is None and end == "stop":  # a call of a tool, or thoughts alone
+    elif text is None and end == "stop":  # the reply is a tool call or reasoning only
         end = "other"
     usage = reply.get("usage") or {}
     return _completion(text, end, usage.get("prompt_tokens"), usage.get("completion_tokens"))

@@ -1,8 +1,8 @@
-"""What must not be lost, in one SQLite file: answers, a judge's replies, reference log-probs, people's labels.
+"""Results that must not be lost, in one SQLite file: answers, a judge's replies, reference log-probs, people's labels.
 
-Each call opens the file, commits and closes it, so that several processes, notebooks and threads may share one, and a
-kill at any moment loses at most the transaction under way, as a whole. SQLite's rollback journal stays: the change to a
-write-ahead log fails where two make the file at once, and such a log cannot lie on a disk of the network.
+Each call opens the file, commits and closes it, so several processes, notebooks and threads can share one. A kill at
+any moment loses at most the transaction under way, as a whole. SQLite's rollback journal is kept, because a write-ahead
+log does not work on a network disk, and switching to it fails where two processes create the file at the same time.
 """
 
 import json
@@ -25,7 +25,7 @@ class Database:
     damaged, or not one of ours.
     """
 
-    application: int  # what SQLite's header says of the file, with the version of its tables
+    application: int  # SQLite's `application_id`, which marks the file as ours
     version = 1
     tables: str
     holds: str  # what messages call the content
@@ -33,7 +33,7 @@ class Database:
     patience = 60.0
 
     def __init__(self, path: Path):
-        """Open the file and check it through, or make it."""
+        """Open the file and check it for damage, or create it."""
         self.path = Path(path).absolute()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class Database:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make our tables in an empty file; refuse a file of another kind or version, or a damaged one."""
-        db.execute("BEGIN")  # one view of all three, whoever else is making the file
+        db.execute("BEGIN")  # all three are read in one state, even if another process creates the file now
         application, version, tables = (
             db.execute(query).fetchone()[0]
             for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
@@ -66,7 +66,7 @@ class Database:
 
     @contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """All that happens inside, or nothing of it; what raises inside is rolled back when the file is closed."""
+        """Commit everything inside the block, or nothing. After an exception all is rolled back as the file closes."""
         with self._connected("rw") as db:
             db.execute(begin)
             yield db
@@ -78,13 +78,13 @@ class Database:
         try:
             address = f"{self.path.as_uri()}?mode={mode}"
             db = sqlite3.connect(address, uri=True, timeout=self.patience, isolation_level=None)
-            db.execute("PRAGMA synchronous = EXTRA")  # a commit is on the disk, and so is the end of its journal
+            db.execute("PRAGMA synchronous = EXTRA")  # a commit is on the disk, and its journal is removed
             yield db
         except sqlite3.OperationalError as error:
             busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
             advice = "another program holds it: close that" if busy else "may it be written, and has the disk room?"
             raise DpoKitError(f"{self.path}: nothing was saved: {error}; {advice}") from None
-        except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a row that is not what was written
+        except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a row that differs from what was written
             found = str(error).splitlines()[0]
             raise DpoKitError(f"{self.path}: the file of {self.holds} is damaged ({found}); {self.rescue}") from None
         finally:
@@ -93,13 +93,13 @@ class Database:
 
 
 class Store(Database, Generic[Value]):
-    """Named tuples under keys, such as `Store(path, Answer)`. Whoever comes first under a key stays.
+    """Named tuples under keys, such as `Store(path, Answer)`. The first value that is stored under a key stays.
 
-    An empty file takes over what earlier versions of the package kept beside it.
+    A new file takes over the values that earlier versions of the package kept in other files beside it.
     """
 
     application, tables = 0x44504F53, "CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, json TEXT NOT NULL);"
-    holds, rescue = "stored results", "remove it, and what it held is made again"
+    holds, rescue = "stored results", "remove it, and its content is computed again"
 
     def __init__(self, path: Path, make: Callable[..., Value]):
         self.make = make
@@ -116,11 +116,11 @@ class Store(Database, Generic[Value]):
 
     def add(self, keys: Sequence[str], values: Sequence[Value]) -> list[Value]:
         """Store all values or none, durably; returns what is now stored under the keys."""
-        # ASCII only: JSON escapes keep what UTF-8 cannot hold
+        # ASCII only, because JSON's escapes can hold half a surrogate pair and UTF-8 cannot
         rows = [(key, json.dumps(value)) for key, value in zip(keys, values, strict=True)]
         with self._transaction() as db:
             db.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", rows)
-            return [value for key in keys if (value := self._read(db, key)) is not None]  # none is missing now
+            return [value for key in keys if (value := self._read(db, key)) is not None]  # all keys are stored now
 
     def _read(self, db: sqlite3.Connection, key: str) -> Value | None:
         row = db.execute("SELECT json FROM kept WHERE key = ?", (key,)).fetchone()

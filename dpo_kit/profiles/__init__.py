@@ -1,4 +1,4 @@
-"""The one dial: a profile decides model, lengths, batches, rates, data and judge. Nothing else branches on hardware.
+"""A profile holds all settings of a run: model, lengths, batches, rates, data and judge, and what suits the hardware.
 
 Each profile is a commented TOML file beside this module, with one table for each stage of a run. When a value changes,
 the stage of its table and the stages after it are built again. The environment overrides the file
@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dpo_kit.errors import DpoKitError
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]  # of a checkout; an installed package has site-packages there
+ROOT = HERE.parents[1]  # the checkout's folder; for an installed package it is site-packages
 IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
-DATA = ROOT / "data" if IN_CHECKOUT else HERE.parent / "data"  # a wheel carries the folder inside the package
+DATA = ROOT / "data" if IN_CHECKOUT else HERE.parent / "data"  # in a wheel the folder is inside the package
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -44,6 +44,10 @@ class ModelSettings(Settings):
     of alpha / r (arXiv 2312.03732). `dora` also learns the norm of each weight's columns (arXiv 2402.09353).
     `checkpointing` saves memory: the activations of a layer are not kept but computed again in the backward pass. SFT
     does so for all layers, DPO for the first `checkpoint_layers`, by default as few as the card's memory allows.
+
+    `chat_template` is a Jinja file, "chatml", or "none", which joins prompt and answer as they are, with EOS where
+    `eos_after_answer` says so; "" is the tokenizer's own. `template_kwargs` are arguments that the template gets each
+    time. `scored_turns` and `thinking` say which tokens of an answer bear loss: see `models.tokens.Scoring`.
     """
 
     path: str
@@ -57,6 +61,11 @@ class ModelSettings(Settings):
     dora: bool = False
     checkpointing: bool = False
     checkpoint_layers: Count | None = None
+    chat_template: str = ""
+    template_kwargs: dict[str, Any] = {}
+    eos_after_answer: bool = True
+    scored_turns: Literal["all", "last"] = "all"
+    thinking: Literal["scored", "masked"] | None = None
 
 
 class TrainingSettings(Settings):
@@ -102,8 +111,9 @@ class DataSettings(Settings):
     Anything else names external pairs: a file in any format of `preferences.importers`, or a folder or Hub id for
     `datasets.load_dataset` with its `split`. At most `limit` of them are used. `heldout` is the share of prompts that
     training measures itself on and never learns from. Where the audit finds a blocking fault in a row, `on_blocking`
-    decides whether the run stops or the row is dropped. `map` says what columns and values mean that have no usual
-    name, as the option --map does: ["prompt=question", "preference.0=first"].
+    decides whether the run stops or the row is dropped. Rows that the audit's findings in `keep` would drop stay. `map`
+    says what columns and values mean that have no usual name, as the option --map does: ["prompt=question",
+    "preference.0=first"].
     """
 
     pairs: str = "triage"
@@ -111,6 +121,7 @@ class DataSettings(Settings):
     limit: Count | None = None
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     on_blocking: Literal["stop", "drop"] = "stop"
+    keep: tuple[str, ...] = ()
     map: tuple[str, ...] = ()
 
     @property
@@ -178,9 +189,9 @@ class EvaluationSettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """Who says which of two answers is better. Prices are dollars per million tokens.
+    """The judge that decides which of two answers is better. Prices are dollars per million tokens.
 
-    API keys come from the environment and never stand in a profile.
+    API keys come from the environment; a profile never contains one.
     """
 
     kind: Literal["rubric", "simulated", "reward", "openai", "anthropic"] = "rubric"
@@ -219,7 +230,7 @@ class Profile(Settings):
     def model_path(self) -> str:
         """Where the base model is: the absolute path of a shipped or local folder, or else a Hub id as it stands."""
         shipped, local = DATA.parent / self.model.path, Path(self.model.path)
-        # a path below data/ that is nowhere must have been shipped: loading says what to do about it
+        # a missing path below data/ is a shipped model that was removed; loading it says how to restore it
         if self.model.path.startswith("data/") and (shipped.exists() or not local.exists()):
             return str(shipped)
         return str(local.absolute()) if local.exists() else self.model.path
@@ -233,17 +244,17 @@ def profile_names() -> list[str]:
 def load_profile(name: str | None = None, **overrides: dict[str, Any]) -> Profile:
     """Load a profile by name or from a TOML file, by default the one in `DPO_KIT_PROFILE`, else `tiny`.
 
-    A file of your own has the same tables as those beside this module, and may begin with `like = "NAME"`: what it
-    leaves out is then as in the profile of that name. The profile is called after the file.
+    A file of your own has the same tables as those beside this module. It may begin with `like = "NAME"`: settings that
+    it leaves out are then taken from the profile of that name. The profile's name is that of the file.
     Overrides are given by table: `load_profile("tiny", dpo={"beta": 0.5})`. They come before those of the environment.
     Raises DpoKitError for an unknown name, an unknown key (naming the nearest known one) or a bad value.
     """
-    name = name or os.environ.get("DPO_KIT_PROFILE", "tiny")
+    name = name or os.environ.get("DPO_KIT_PROFILE", "tiny")  # so notebooks run on another profile without an edit
     if name.endswith(".toml"):
         name, tables = _own_profile(Path(name).expanduser())
     else:
         tables = _shipped(name)
-    for given in (_from_environment(), overrides):  # the later one wins: what was typed last is what was meant
+    for given in (_from_environment(), overrides):  # the later one wins: keywords override
         for table, values in given.items():
             if table not in TABLES:
                 raise DpoKitError(f"profile {name}: unknown table {table!r}{_nearest(table, TABLES)}")
@@ -284,7 +295,7 @@ TABLES = [name for name in Profile.model_fields if name != "name"]
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Overrides by table from texts such as `dpo.beta=0.05`; what is not a TOML value is taken as text.
+    """Overrides by table from texts such as `dpo.beta=0.05`. A value that is not valid TOML is taken as text.
 
     Raises DpoKitError where one has another form.
     """
@@ -299,7 +310,7 @@ def parse_overrides(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
-    """`DPO_KIT_DPO__BETA=0.05` is `dpo.beta=0.05`; variables without a double underscore mean other things."""
+    """`DPO_KIT_DPO__BETA=0.05` is `dpo.beta=0.05`; variables without a double underscore are not settings."""
     names = [name for name in os.environ if name.startswith("DPO_KIT_") and "__" in name]
     texts = (f"{name.removeprefix('DPO_KIT_').lower().replace('__', '.', 1)}={os.environ[name]}" for name in names)
     return parse_overrides(texts)
@@ -325,5 +336,5 @@ def _explain(error: ValidationError, tables: dict[str, dict[str, Any]]) -> str:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)  # a slip of the finger is the usual cause
+    close = get_close_matches(word, known, n=1)  # most unknown names are typing errors
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

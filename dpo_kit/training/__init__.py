@@ -1,1 +1,1 @@
-"""SFT and DPO over TRL, with checks before the first step of what would otherwise go wrong without a word."""
+"""SFT and DPO with TRL's trainers. Checks before the first step find errors that would otherwise stay silent."""

@@ -1,8 +1,8 @@
 """Where the tokens of a batch of pairs stand, and how they attend to each other.
 
-Both sequences of a pair begin alike. A batch is laid out as one row without padding, in which the shared beginning of a
-pair stands once. Attention treats the two sequences of a pair as if each were written out in full, and causal: on a GPU
-through torch's variable-length kernel, elsewhere by products of a tile of queries with the keys that it may see.
+Both sequences of a pair begin with the same tokens. A batch is laid out as one row without padding, in which the shared
+beginning of a pair stands once. The result of attention is the same as if each sequence were written out in full. On a
+GPU it comes from torch's variable-length kernel, elsewhere from products of a tile of queries with the keys before it.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-TILE = 256  # queries that are computed together
+TILE = 256  # the number of queries that are computed together
 KEPT = 512  # a tile with more keys than this computes its probabilities again in the backward pass, to save memory
 
 
@@ -34,11 +34,11 @@ class Branches:
     lengths: Tensor  # (2B,): tokens of each sequence
     sizes: Tensor  # (B,): places that each pair takes
     shared: Tensor  # (B,): places that the two sequences of a pair have in common
-    attended: int = 0  # how many layers used this layout; a model that drops it on the way is found by this number
+    attended: int = 0  # how many layers used this layout; 0 shows that the model did not pass it on to attention
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Branches":
-        """The layout of a right-padded batch: of each pair the common beginning, then what is left of either side."""
+        """The layout of a right-padded batch: for each pair its common beginning, then the rest of either side."""
         real = attention_mask.bool()  # (2B, T)
         lengths = real.sum(dim=1)
         chosen, rejected = lengths.chunk(2)  # (B,) each
@@ -57,7 +57,7 @@ class Branches:
 
     @cached_property
     def tiles(self) -> list["Tile"]:
-        """All queries of the row, in order. Tokens of rejected alone see the shared beginning, and not chosen's own."""
+        """All queries of the row, in order. Rejected tokens see the shared beginning, but no token of chosen alone."""
         chosen = self.lengths[: len(self.sizes)]
         tiles: list[Tile] = []
         start = 0
@@ -70,10 +70,10 @@ class Branches:
 
 @dataclass(frozen=True)
 class Tile:
-    """Some queries of one sequence, and the keys that they see. The last keys are those of the queries' own tokens."""
+    """Some queries of one sequence, and the keys that they attend to. The last n keys are the queries' own tokens."""
 
     queries: slice  # n places of the row
-    keys: list[slice]  # m places, in parts that each stand together
+    keys: list[slice]  # m places, as runs of neighbouring places
     later: Tensor  # (n, n): -inf where one of the last n keys comes after the query
 
     def seen(self, states: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Tile:
 
 
 def _cut(start: int, length: int, before: list[slice], device: torch.device) -> Iterator[Tile]:
-    """Tiles of the `length` places from `start` on, which see the places `before` and, causally, themselves."""
+    """Tiles of the `length` places from `start` on. They attend to the places `before` and, causally, to themselves."""
     for begin in range(start, start + length, TILE):
         end = min(begin + TILE, start + length)
         later = torch.full((end - begin, end - begin), -torch.inf, device=device).triu_(1)
@@ -104,7 +104,7 @@ def branch_attention(
     branches: Branches | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' interface, causal within each sequence of a pair. Without `branches` it is SDPA's.
+    """Attention for transformers' interface, causal within each sequence of a pair. Without `branches`, SDPA is used.
 
     Query, key and value are `(1, heads, N, D)`; the result is `(1, N, heads, D)`.
     """
@@ -117,7 +117,7 @@ def branch_attention(
 
 
 def attend_by_tiles(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
-    """Attention by tiles. `query` is `(N, heads, D)`, `key` and `value` are `(N, groups, D)`, groups dividing heads.
+    """Attention by tiles. `query` is `(N, heads, D)`; `key` and `value` are `(N, groups, D)`; groups divides heads.
 
     The result is `(N, heads, D)` in the dtype of `value`. `scale` is 1 / sqrt(D) by default.
     """
@@ -154,7 +154,7 @@ class Attention(torch.autograd.Function):
         query, key, value, result, *kept = ctx.saved_tensors
         groups, dtype = key.shape[1], value.dtype
         keys, values = _by_group(key), _by_group(value)
-        # the row sum of P * (g v^T) in softmax's derivative equals the one of o * g, which needs no probabilities
+        # softmax's derivative needs the row sum of P * (g v^T); that of o * g is equal, and needs no probabilities
         mean = (result.float() * gradient.float()).sum(dim=-1, keepdim=True).to(dtype)  # (N, heads, 1)
         dq = torch.empty_like(result)
         dk, dv = (torch.zeros_like(keys, dtype=torch.float32) for _ in range(2))
@@ -199,7 +199,7 @@ def _write(place: Tensor, states: Tensor) -> None:
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
-    """The same as `attend_by_tiles` through torch's variable-length kernel, which reads sequences in full."""
+    """The same as `attend_by_tiles`, by torch's variable-length kernel, for which each sequence is written in full."""
     from torch.nn.attention.varlen import varlen_attn
 
     width = branches.packed.shape[1]
@@ -209,7 +209,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale
     query, key, value = (states.index_select(0, places) for states in (query, key, value))
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
     attended: Any = varlen_attn(query, key, value, starts, starts, width, width, **options)
-    number = real.flatten().cumsum(0) - 1  # of each padded position among the tokens
+    number = real.flatten().cumsum(0) - 1  # (2B * T,): which token, counted without padding
     return attended.index_select(0, number[branches.owner])
 
 

@@ -1,10 +1,10 @@
 """Checkpoints that are used only when they are complete and unchanged.
 
 The stock trainer writes a checkpoint file by file under its final name, and resumes from the one with the highest
-number without a check. A kill during a save leaves a folder on which every later run fails. A checkpoint without its
-optimizer's file is resumed from, and nothing says so. Here the files are first written into another folder and flushed
-to the disk. Then a manifest lists each with its size and SHA-256, and last the folder is renamed. A checkpoint that
-does not match its manifest is passed over as a whole, and the log says why.
+number without a check. A kill during a save leaves a folder on which every later run fails. It also resumes, without a
+warning, from a checkpoint whose optimizer file is missing. Here the files are first written into another folder and
+flushed to the disk. Then a manifest lists each with its size and SHA-256, and last the folder is renamed. A checkpoint
+that does not match its manifest is not used at all, and the log says why.
 """
 
 import json
@@ -24,7 +24,7 @@ class Checkpoints:
     """The checkpoints of one training run in one folder, named `checkpoint-STEP`.
 
     `made_for` is plain data that identifies the run. A checkpoint of another run is passed over like a damaged one.
-    `log` is called with a line for each checkpoint that is used or passed over.
+    `log` is called with one line of text for each checkpoint that is used or passed over.
     """
 
     def __init__(self, folder: Path, made_for: dict[str, Any], log: Callable[[str], None] = print):
@@ -66,7 +66,7 @@ class Checkpoints:
             shutil.rmtree(self.writing, ignore_errors=True)
             write()
             seal(filled, {"step": step, **about, "made_for": self.made_for})
-            # a checkpoint of this name was passed over, else the run would have gone on from it
+            # a checkpoint of this name is unusable: had it verified, the run would have resumed from it
             shutil.rmtree(sealed, ignore_errors=True)
             filled.rename(sealed)
             self.writing.rmdir()
@@ -98,7 +98,7 @@ class Checkpoints:
 def seal(folder: Path, about: dict[str, Any]) -> None:
     """Flush every file to the disk, then write the manifest: `about`, and each file's size and SHA-256.
 
-    After a loss of power a manifest is therefore never there without the files that it lists.
+    So if the power fails, no manifest is on the disk without the files that it lists.
     """
     files = {}
     for path in _files(folder):
@@ -116,7 +116,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage_in(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in a few words; None if they are those of its manifest, unchanged."""
+    """What is wrong with a checkpoint's files, in a few words; None if they match its manifest."""
     sealed = manifest(folder)
     if not sealed:
         return "it has no readable manifest, so its writing was cut off"

@@ -20,13 +20,21 @@ from dpo_kit.models.generation import Sampling, sample_ids
 from dpo_kit.models.loading import Arms, adapters_to_fp32, add_adapter, load_base, save_adapter
 from dpo_kit.models.logprobs import kl_of_answers
 from dpo_kit.models.memory import fewest_checkpoints
+from dpo_kit.models.tokens import Scoring, pair_row, stop_ids
 from dpo_kit.profiles import SMOOTHED, DpoSettings, Profile
 from dpo_kit.records import PreferencePair, Prompt
 from dpo_kit.training.checkpoints import Checkpoints
 from dpo_kit.training.fast import unsupported_reason
 from dpo_kit.training.guards import check_gradients, check_learning_rate, check_rows, check_trainable
 from dpo_kit.training.metrics_log import MetricsLog, attach
-from dpo_kit.training.trainers import LOG, GuardedDPOTrainer, common_arguments, refuse_several_processes, run_identity
+from dpo_kit.training.trainers import (
+    LOG,
+    GuardedDPOTrainer,
+    MaskedPairs,
+    common_arguments,
+    refuse_several_processes,
+    run_identity,
+)
 
 PROBE_PAIRS = 64  # pairs on which loss and margin are checked before the first step
 SHOWN = 2  # answers written to the log at each measurement of the KL
@@ -52,14 +60,14 @@ def train_dpo(
     Writes in `folder`: `adapter/`; `log.jsonl` with the metrics of each step and, every `kl_every` steps, those of the
     `held_out` pairs and the KL to the reference; `start.json` with what was measured before the first step; `end.json`
     (see `last_rewards`). Checkpoints go to `scratch`, by default `folder/checkpoints`. A call with the same arguments
-    goes on from the newest checkpoint that verifies, and ends at the same weights, bit for bit, as if it had never been
+    goes on from the newest checkpoint that verifies, and ends with the same weights, bit for bit, as a run that was not
     stopped. Each of `callbacks` is a TrainerCallback, or has a method `on_row` that is called with each row of the log.
     Setting `stop` ends training after the step under way, with a checkpoint. Reference log-probs are computed once and
     kept in the file `references`, by default in the checkpoints' folder.
 
-    Raises TrainingStopped after `stop`. Raises DpoKitError where this is one of several processes, the policy does not
-    start at its reference, its gradient is not the right one, a row teaches nothing or would teach the model not to
-    stop, or a loss is not finite.
+    Raises TrainingStopped after `stop`. Raises DpoKitError where this is one of several processes, the policy differs
+    from its reference before the first step, its gradient is wrong, a row has no gradient or would teach the model not
+    to stop, or a loss is not finite.
     """
     refuse_several_processes()
     scratch = scratch or folder / "checkpoints"
@@ -84,7 +92,7 @@ def train_dpo(
     trainer.add_callback(KlProbe(arms, kl_prompts, profile, trainer.metrics_log, seed, evaluate=bool(held_out)))
     trainer.run(stop)
     check_moved(trainer)
-    save_adapter(trainer.model, folder / "adapter")
+    save_adapter(trainer.model, folder / "adapter", template=trainer.processing_class.chat_template)
     write_atomically(folder / "end.json", json.dumps(last_rewards(trainer), indent=1) + "\n")
 
 
@@ -99,9 +107,12 @@ def dpo_trainer(
 ) -> GuardedDPOTrainer:
     """TRL's trainer on the quantised base. The adapter that is trained is `default`; TRL's frozen copy of it is `ref`.
 
-    With a file `references` the reference's log-probs are computed beforehand or found there, else at each step.
+    With a file `references` the reference's log-probs are read from it, or computed once and stored there. Without it
+    they are computed at each step.
     """
-    model, tokenizer = load_base(profile)
+    model, tokenizer = load_base(profile, sft_adapter)
+    scoring = Scoring.of(profile.model)
+    rows, measured = (Dataset.from_list([pair_row(tokenizer, p, scoring) for p in some]) for some in (pairs, held_out))
     policy = add_adapter(model, "default", sft_adapter, trainable=True)
     arguments = common_arguments(profile, profile.dpo, folder, seed)
     if unsupported_reason(policy) is None:  # the fast path takes the whole batch and cuts it by tokens, not by rows
@@ -115,12 +126,14 @@ def dpo_trainer(
             warmup_steps=profile.dpo.warmup_share,
             precompute_ref_log_probs=references is not None,
             precompute_ref_batch_size=arguments["per_device_eval_batch_size"],
+            router_aux_loss_coef=0.0,  # the balancing loss of experts is no part of DPO: at step 0 the loss is ln 2
         ),
         max_tokens=profile.dpo.max_tokens,
         reference_cache=references,
         checkpoint_layers=fewest_checkpoints(profile) if references else None,
-        train_dataset=Dataset.from_list([pair.to_trl() for pair in pairs]),
-        eval_dataset=Dataset.from_list([pair.to_trl() for pair in held_out]) if held_out else None,
+        train_dataset=rows,
+        eval_dataset=measured if held_out else None,
+        data_collator=MaskedPairs(tokenizer.pad_token_id, arguments["max_length"]),
         processing_class=tokenizer,
     )
     trainer.row_names = [pair.prompt.id for pair in pairs]
@@ -137,12 +150,12 @@ def _start_at_reference(model: PeftModel) -> None:
 
 
 def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
-    """Check that nothing has been learnt yet and that something can be: the loss at margin 0, and the right gradient.
+    """Check that the policy equals its reference before the first step, and that training computes the right gradient.
 
     Where the loss is DPO's, -log sigmoid, it is ln 2 at margin 0. It is strictly convex, so a mean loss of ln 2
-    together with a mean margin of 0 means that every margin is 0. Other losses have other values there, so only the
-    mean rewards of both sides and the margin are compared with 0. All are measured on the held-out pairs where there
-    are any, so that their curve has its first point, else on pairs that are trained.
+    together with a mean margin of 0 means that every margin is 0. Other losses have other values at margin 0, so for
+    them only the mean rewards of both sides and the margin are compared with 0. All are measured on the held-out pairs
+    where there are any, so that their curve has its first point, else on training pairs.
 
     Returns the loss, the margin and the lowest cosine of the gradients (see `check_gradients`).
     Raises DpoKitError where one of them is wrong.
@@ -193,7 +206,7 @@ def loss_arguments(settings: DpoSettings) -> dict[str, Any]:
 
 
 def check_schedule(trainer: GuardedDPOTrainer) -> None:
-    """Raises DpoKitError where every optimiser step falls into the warm-up, which starts at a learning rate of 0."""
+    """Raise DpoKitError where every optimiser step falls into the warm-up, which starts at a learning rate of 0."""
     steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
     warmup = trainer.args.get_warmup_steps(steps)
     if steps <= warmup:
@@ -205,7 +218,7 @@ def check_schedule(trainer: GuardedDPOTrainer) -> None:
 
 
 def check_moved(trainer: GuardedDPOTrainer) -> None:
-    """Raises DpoKitError where the weights that training ends with are those that it started with."""
+    """Raise DpoKitError where training has not changed any weight."""
     for name, parameter in trainer.model.named_parameters():
         if ".default." in name and not torch.equal(
             parameter, trainer.model.get_parameter(name.replace(".default.", ".ref."))
@@ -220,7 +233,7 @@ def check_moved(trainer: GuardedDPOTrainer) -> None:
 def last_rewards(trainer: GuardedDPOTrainer) -> dict[str, list[float]]:
     """The rewards that the trained policy gives to the first pairs, by side, as training itself computes them.
 
-    Whoever loads the saved adapter can compare with them, and so prove that it is the trained one: see `release.prove`.
+    `release.prove` compares the saved adapter with them, to prove that it is the one that was trained.
     """
     batch = trainer.probe_batch()
     trainer.model.eval()
@@ -258,7 +271,8 @@ class KlProbe(TrainerCallback):
         texts = [(prompt.text, tokenizer.decode(ids, skip_special_tokens=True)) for prompt, ids in shown]
         row = {"step": step, **{f"kl/{name}": value for name, value in asdict(kl).items()}}
         row["answers/length"] = sum(map(len, answers)) / len(answers)
-        row["answers/stop_rate"] = sum(tokenizer.eos_token_id in ids for ids in answers) / len(answers)
+        stops = set(stop_ids(tokenizer, self.arms.model))
+        row["answers/stop_rate"] = sum(not stops.isdisjoint(ids) for ids in answers) / len(answers)
         row["answers/samples"] = [{"prompt": prompt, "answer": answer} for prompt, answer in texts]
         self.log.write(row)
 

@@ -1,9 +1,9 @@
 """The fast path: TRL's log-probs, with each token computed once.
 
-A preference pair is two sequences that begin alike. TRL writes both out in full, pads them to the longest sequence of
-the batch, and off CUDA projects every position onto the vocabulary. Here the tokens of a batch stand in one row without
-padding. What the two sequences of a pair share stands in that row once, and only the positions whose next token is
-scored are projected onto the vocabulary:
+A preference pair is two sequences that begin with the same tokens. TRL writes both out in full, pads them to the
+longest sequence of the batch, and without CUDA projects every position onto the vocabulary. Here the tokens of a batch
+stand in one row without padding. The shared beginning of a pair stands in that row once, and only the positions whose
+next token is scored are projected onto the vocabulary:
 
     chosen    p p p c c e .          the row    p p p c c e d d d e | q q ...
     rejected  p p p d d d e                     shared, then two branches; then the next pair
@@ -11,7 +11,8 @@ scored are projected onto the vocabulary:
 Every layer but attention treats tokens one by one, so the row changes nothing for it. `branches` says how attention
 keeps sequences apart, `token_scores` how log-probs are computed; `AdaptedLinear` adds an adapter to its layer in one
 step. Losses, metrics, reference modes and precomputing stay TRL's own, because only the forward pass that hands them
-log-probs is replaced. It is replaced only where `disagreement` finds TRL's log-probs and gradients on both paths.
+log-probs is replaced. It is replaced only where `disagreement` finds that both paths give the same log-probs and
+gradients.
 """
 
 from collections import defaultdict
@@ -96,8 +97,8 @@ class AdaptedLinear(torch.autograd.Function):
 def forward_adapted(layer: LoraLayer, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
     """The forward of a LoRA layer through `AdaptedLinear`, where exactly one adapter is active.
 
-    Everything else goes to PEFT's own forward: adapters that are merged, disabled or several, and further arguments. So
-    do single tokens, as answers are sampled: for one token bitsandbytes has a kernel that needs no dequantised weight.
+    All other cases use PEFT's own forward: a merged or disabled adapter, several adapters, or further arguments. Single
+    tokens, as in sampling, use it too, because for one token bitsandbytes has a kernel that does not dequantise W.
     """
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     sampling = hidden.shape[-2] == 1
@@ -128,8 +129,8 @@ def _is_plain(layer: nn.Module) -> bool:
 def install(model: PreTrainedModel) -> Callable[[], None]:
     """Replace the forward of `model`, which has TRL's fused head, by the fast one. Returns a function that undoes it.
 
-    Only calls with `fused_lm_head=True` are computed differently. Generation and all other calls stay as they were,
-    except that adapters are added by `AdaptedLinear` in them too.
+    Only calls with `fused_lm_head=True` are computed in one row. Generation and all other calls stay as they were,
+    except that `AdaptedLinear` computes the adapters in them too.
     """
     AttentionInterface.register(ATTENTION, branch_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -165,7 +166,7 @@ def _score_pairs(
     hidden = row_states(model, input_ids, branches)  # (N, H)
     targets = labels[:, 1:]  # (2B, T - 1): position t predicts token t + 1
     mask = targets != -100
-    # chosen and rejected score the same token at a place that they share: it is projected once, and read twice
+    # where chosen and rejected score the same token at a shared place, project it once and use the result for both
     places = torch.stack([branches.packed[:, :-1][mask], targets[mask]])  # (2, scored): place in the row, target
     places, back = places.unique(dim=1, return_inverse=True)
     fields = (field[back] for field in score(hidden[places[0]], model.get_output_embeddings(), places[1]))
@@ -186,7 +187,7 @@ def row_states(model: PreTrainedModel, input_ids: Tensor, branches: Branches) ->
         input_ids=input_ids.flatten()[branches.owner][None],  # (1, N)
         # a token keeps the position that it has in its own sequence
         position_ids=(branches.owner % input_ids.shape[1])[None],
-        # transformers takes a mask of four dimensions as finished and builds none; `branch_attention` ignores it
+        # given a mask of four dimensions, transformers builds none of its own; `branch_attention` does not read it
         attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
         use_cache=False,
         branches=branches,
@@ -207,7 +208,7 @@ def unsupported_reason(model: PreTrainedModel | PeftModel) -> str | None:
     reasons = {
         "it takes images, whose tokens are laid out by the model": config is not base.config,
         "its attention cannot be exchanged": not getattr(base, "_supports_attention_backend", False),
-        f"it has layers of another kind ({', '.join(sorted(layers))})": bool(layers),
+        f"it has layers that the fast path does not know ({', '.join(sorted(layers))})": bool(layers),
         "its attention looks through a sliding window": window is not None and not hasattr(config, "layer_types"),
         "it balances experts over a batch, padding included": getattr(config, "output_router_logits", None) is not None,
         "its logits are rescaled": any(getattr(config, name, None) not in (None, 1.0) for name in SCALED_LOGITS),
@@ -227,7 +228,7 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def trained_gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
-    """The gradient of a scalar at the trained weights: flat, in fp32, by layer (A and B of an adapter are one layer's).
+    """The gradient of a scalar at the trained weights: flat, fp32, one per layer (A and B of an adapter together).
 
     The weights' `grad` is neither read nor written.
     """
@@ -243,10 +244,10 @@ def trained_gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
 def compare_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], exact: bool) -> tuple[float, str | None]:
     """The lowest cosine between the two gradients of a layer, and what is wrong with the first layer that differs.
 
-    Direction and length of each layer's gradient are compared; layers that both leave at zero are passed over. `exact`
-    says that everything was computed in fp32. In bf16 the two paths round in different ways: in a pretrained model of
-    135 million parameters (SmolLM2, in NF4) the worst layers had a cosine of 0.992 and lengths 5% apart, in fp32 both
-    agreed to four digits. A gradient that is cut off has a cosine and a relative length near 0.1.
+    Direction and length of each layer's gradient are compared; a layer whose gradient is zero on both sides is skipped.
+    `exact` says that everything was computed in fp32. In bf16 the two paths round differently: in a pretrained model of
+    135 million parameters (SmolLM2, in NF4) the worst layers had a cosine of 0.992 and lengths 5% apart; in fp32 both
+    agreed to four digits. A gradient that does not pass through the 4-bit weights has both near 0.1.
     """
     closest, furthest = (0.999, 0.01) if exact else (0.9, 0.25)
     lowest, wrong = 1.0, None
@@ -262,7 +263,7 @@ def compare_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], exa
 
 
 def computes_exactly(model: nn.Module) -> bool:
-    """Whether no number is rounded to 16 bits: neither a weight nor, under the autocast in force, an activation."""
+    """Whether neither a weight nor, under the present autocast, an activation is rounded to 16 bits."""
     coarse = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in model.parameters())
     return not coarse and not torch.is_autocast_enabled(next(model.parameters()).device.type)
 
@@ -298,7 +299,7 @@ def disagreement(
         if remove is not None:
             remove()
         model.train(was_training)
-    # at this moment TRL holds the adapters of a 4-bit model in bf16, where PEFT rounds and the fast path does not
+    # here TRL still holds the adapters of a 4-bit model in bf16: PEFT rounds to it, and the fast path does not
     with autocast():
         exact = computes_exactly(model)
     worst = (fast_log_probs - log_probs).abs().max().item()
@@ -334,7 +335,7 @@ class FastDPOTrainer(DPOTrainer):
         self.stock_reason: str | None = None
         self._fast_models: list[PreTrainedModel] | None = None  # None: not decided yet; empty: TRL's forward is used
         self._removers: list[Callable[[], None]] = []
-        self._share = 1.0  # of the batch's pairs: those of the group that is being computed
+        self._share = 1.0  # the share of the batch's pairs that is in the group being computed
         self._identity: str | None = None
         super().__init__(*args, **options)
         self._choose_forward()
@@ -363,7 +364,7 @@ class FastDPOTrainer(DPOTrainer):
         self._choose_forward()  # TRL calls this while it is being built
         if self.reference_cache is None:
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        if "ref_chosen_logps" in dataset.column_names:  # `evaluate` passes data that has been here before
+        if "ref_chosen_logps" in dataset.column_names:  # `evaluate` passes data that already has these columns
             return dataset
         model = self.ref_model or self.model
         # the reference is frozen, so its gigabytes are hashed once and not once for each data set
@@ -402,7 +403,7 @@ class FastDPOTrainer(DPOTrainer):
         return loss if return_outputs or self._share == 1.0 else loss * self._share
 
     def _groups(self, inputs: dict[str, Tensor]) -> list[list[int]]:
-        """The numbers of a batch's pairs in few groups, each within `max_tokens` places unless it is a single pair."""
+        """The indices of a batch's pairs, in few groups of at most `max_tokens` places; a longer pair is alone."""
         pairs = len(inputs["input_ids"]) // 2
         if self.stock_reason is not None or self.max_tokens is None or MIX_PAIRS & set(self.loss_types):
             return [list(range(pairs))]
@@ -419,7 +420,7 @@ class FastDPOTrainer(DPOTrainer):
 
 
 def select_rows(inputs: dict[str, Any], rows: Sequence[int], sides: int = 2) -> dict[str, Tensor]:
-    """Some rows of the data out of a batch `(sides * B, T)`, all sides of each, with no more padding than they need."""
+    """Some rows of the data from a batch `(sides * B, T)`, with all sides of each and only the padding they need."""
     count = len(inputs["input_ids"]) // sides  # all chosen sequences come first, then all rejected ones
     places = torch.tensor([side * count + row for side in range(sides) for row in rows])
     width = int(inputs["attention_mask"][places].sum(dim=1).max())
@@ -429,7 +430,7 @@ def select_rows(inputs: dict[str, Any], rows: Sequence[int], sides: int = 2) -> 
 
 
 def _average_over_groups(metrics: dict[str, list[float]], before: dict[str, int], parts: list[dict[str, Tensor]]):
-    """Replace the values that the groups added to `metrics`, one each, by the mean of the batch.
+    """Replace the values that the groups added to `metrics`, one per group, by the mean over the batch.
 
     TRL averages most metrics over pairs and some over tokens, so groups are weighted by their pairs or their tokens.
     `before` says how many values each metric had before this step.
@@ -452,7 +453,7 @@ def _average_over_groups(metrics: dict[str, list[float]], before: dict[str, int]
 def checkpoint_first(model: nn.Module, layers: int) -> None:
     """Recompute activations in the first `layers` layers only, as many as memory needs.
 
-    It works with precomputed references only: TRL's reference forward would switch checkpointing on again for all.
+    It works with precomputed references only: TRL's reference forward would switch checkpointing on for all layers.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, block in enumerate(blocks):

@@ -1,8 +1,8 @@
-"""What is checked of a trainer before its first step, because nothing later would show it.
+"""Checks of a trainer before its first step, for errors that no later metric would show.
 
-The checks of rows look at what the loss will see: rows as the trainer's own collator cuts, pads and masks them. So one
-check finds a chat template without EOS, an answer cut off by `max_length`, and a mask that drops EOS as padding. The
-check of the gradient compares what training computes with an independent computation of the same gradient.
+Rows are checked as the loss will see them: cut, padded and masked by the trainer's own collator. So one check finds a
+chat template without EOS, an answer cut off by `max_length`, and a mask that drops EOS as padding. The gradient that
+training computes is compared with an independent computation of the same gradient.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.models.quantization import plain_products
+from dpo_kit.models.tokens import must_stop, stop_ids
 from dpo_kit.profiles import DpoSettings, SftSettings
 from dpo_kit.training.fast import compare_gradients, computes_exactly, select_rows, trained_gradients
 from dpo_kit.training.trainers import GuardedDPOTrainer, GuardedSFTTrainer, GuardedTrainer
 
 AT_ONCE = 256  # rows collated together
 SHOWN = 40  # tokens of a bad row that its message shows
-PROBED = 128  # columns on which gradients are compared: a large model must not need more memory for it than to train
-# Somewhat above what models of a billion parameters are trained with; beyond these rates they were seen to break.
-# Smaller models bear higher rates, in proportion to one over the square root of their size, as published rates from
-# 100 million to 70 billion parameters show.
+PROBED = 128  # columns on which gradients are compared; few, so that the check needs less memory than training
+# The highest learning rates for models of a billion parameters. Above them training was seen to diverge. Smaller models
+# allow higher rates, in proportion to one over the square root of their size, as published rates for models of 100
+# million to 70 billion parameters show.
 HIGHEST_RATE = {("dpo", "LoRA"): 5e-5, ("dpo", "full"): 5e-6, ("sft", "LoRA"): 1e-3, ("sft", "full"): 1e-4}
 
 
 class BadRow(DpoKitError):
     """A row that would be trained wrongly. `tokens` and `mask`, of length T each, let a notebook show it in colours.
 
-    The message shows the row's last tokens, and puts those that the mask selects in brackets.
+    The message shows the row's last tokens, with the tokens that the mask selects in brackets.
     """
 
     def __init__(self, message: str, tokens: Sequence[str], mask: Sequence[int]):
@@ -56,7 +57,7 @@ class Side:
 
 
 def check_rows(trainer: GuardedTrainer) -> None:
-    """Check that every row teaches something, teaches the model to stop, and begins with one BOS at most.
+    """Check that every row has a gradient, teaches the model to stop, and begins with at most one BOS.
 
     Raises BadRow for the first row in which EOS bears no loss, chosen equals rejected, or BOS stands twice.
     Raises DpoKitError where the trainer dropped rows because their prompt fills `max_length`.
@@ -79,7 +80,7 @@ def check_rows(trainer: GuardedTrainer) -> None:
 
 
 def loss_rows(trainer: GuardedTrainer) -> Iterator[tuple[Side, ...]]:
-    """Every row of the data as the collator makes it: its one sequence, or chosen and rejected."""
+    """Every row of the data as the collator makes it: one sequence for SFT, chosen and rejected for DPO."""
     names = ("chosen", "rejected") if trainer.sides == 2 else ("answer",)
     for start in range(0, len(trainer.train_dataset), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(trainer.train_dataset)))
@@ -94,8 +95,9 @@ def loss_rows(trainer: GuardedTrainer) -> Iterator[tuple[Side, ...]]:
 
 def _check_borders(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    stops = stop_ids(tokenizer)
     where = f"row {side.row}, {side.name}"
-    if eos not in side.trained:
+    if must_stop(tokenizer) and not set(stops) & set(side.trained):
         _refuse(f"{where}: {_why_no_eos(side, tokenizer, max_length)}", side, tokenizer)
     if bos is not None and bos != eos and side.ids[:2] == [bos, bos]:
         twice = f"begins with {tokenizer.bos_token!r} twice, which the model never saw"
@@ -106,7 +108,7 @@ def _check_borders(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: i
 def _why_no_eos(side: Side, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     eos, start = tokenizer.eos_token, side.mask.index(1) if 1 in side.mask else 0
     effect = f"no loss on EOS ({eos!r}), so the model would not learn to stop"
-    if tokenizer.eos_token_id in side.ids[start:]:
+    if not set(stop_ids(tokenizer)).isdisjoint(side.ids[start:]):
         same = tokenizer.eos_token_id == tokenizer.pad_token_id
         why = ", because padding is the same token: give the tokenizer a pad token of its own" if same else ""
         return f"{effect}: the mask leaves EOS out{why}"
@@ -120,9 +122,9 @@ def _refuse(message: str, side: Side, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def check_trainable(model: PreTrainedModel | PeftModel) -> None:
-    """Check that something is trained, and every trained weight in fp32.
+    """Check that at least one weight is trained, and that every trained weight is held in fp32.
 
-    Coarser types have 8 or 11 bits of precision, which round a small update of a weight to nothing.
+    The 16-bit types have 8 or 11 bits of precision, so a small update of a weight may be rounded away.
     Raises DpoKitError where no weight is trained, or one that is trained is not in fp32.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -140,8 +142,8 @@ def check_gradients(trainer: GuardedSFTTrainer | GuardedDPOTrainer) -> float:
     """Compare the gradient that training computes with an independent one, on a few tokens of a training batch.
 
     The first comes from the trainer's own forward, in train mode and under its autocast. The second comes from TRL's
-    forward and PEFT's own adapter layers, with 4-bit weights dequantised into plain matrix products. Both are of the
-    log-prob of an answer, or of chosen minus rejected: at step 0 the gradient of the DPO loss is -beta / 2 times that.
+    forward and PEFT's own adapter layers, with 4-bit weights dequantised and multiplied by torch. For SFT both are
+    gradients of an answer's log-prob, for DPO of chosen minus rejected: at step 0 the DPO loss has -beta / 2 times it.
 
     Returns the lowest cosine of all adapted layers, which is 1 up to rounding. Weights, mode and `grad` stay as they
     were. Raises DpoKitError where direction or length differ in any layer.
@@ -177,7 +179,7 @@ def check_gradients(trainer: GuardedSFTTrainer | GuardedDPOTrainer) -> float:
 def _few_tokens(row: dict[str, Tensor]) -> dict[str, Tensor]:
     """At most `PROBED` columns of a row `(sides, T)`, around the first one that has a gradient.
 
-    That is where the answer begins, or where the two answers of a pair first differ: up to there they cancel.
+    That is where the answer begins, or where the two answers of a pair first differ: before it their gradients cancel.
     """
     ids = row["input_ids"]
     wanted = ids[0] != ids[1] if len(ids) == 2 else row["labels"][0] != -100  # (T,)

@@ -1,7 +1,7 @@
 """Merged models: W + s B A in place of W, written one file of weights at a time.
 
-No model is built for it. Tensors are read, changed and written on the CPU, so merging needs the memory of the largest
-file of weights, and works on every machine on which the training did.
+The model itself is never built. Tensors are read, changed and written on the CPU, so merging needs only as much memory
+as the largest file of weights, and works on every machine that can train the adapter.
 """
 
 import json
@@ -29,7 +29,7 @@ def write_merged(
 ) -> None:
     """Write the model in the folder `base` with an adapter merged in, in `dtype`, file by file.
 
-    Weights that `in_4_bits` names are rounded to NF4 and back before. Raises DpoKitError for an adapter that is no
+    Weights that `in_4_bits` names are first rounded to NF4 and back. Raises DpoKitError for an adapter that is no
     plain LoRA, and where one of its layers is not among the base's weights.
     """
     changes = _changes(adapter)
@@ -57,7 +57,7 @@ def write_merged(
         if path.suffix in COPIED and path.name not in NOT_COPIED:
             shutil.copyfile(path, folder / path.name)
     config = json_object(folder / "config.json")
-    config.pop("torch_dtype", None)  # the older name of the next one
+    config.pop("torch_dtype", None)  # the older name of `dtype`
     config["dtype"] = str(dtype).removeprefix("torch.")
     write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
 

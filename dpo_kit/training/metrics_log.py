@@ -1,4 +1,4 @@
-"""The metrics log: one JSON line for each logged step, on the disk before the next step begins; and its reader."""
+"""The metrics log and its reader. Each logged step is one JSON line, on the disk before the next step begins."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class MetricsLog(TrainerCallback):
         path.unlink(missing_ok=True)
 
     def subscribe(self, on_row: Callable[[dict[str, Any]], None]) -> None:
-        """Call `on_row(row)` after every row, in the thread that trains. Whoever raises is not called again."""
+        """Call `on_row(row)` after every row, in the thread that trains. A function that raises is not called again."""
         self._subscribers.append(on_row)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class MetricsLog(TrainerCallback):
                 warnings.warn(f"{on_row} failed and is told nothing more of this run: {error!r}", stacklevel=2)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        # the trainer's last row sums up this process alone, which after a resume did only the end of the training
+        # the trainer's last row sums up this process only; after a resume that is not the whole training
         if "train_runtime" not in (logs or {}):
             self.write({"step": state.global_step, **(logs or {})})
 
@@ -99,7 +99,7 @@ def attach(trainer: Trainer, path: Path, label: str, callbacks: Sequence[Any] = 
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics log, or of the `trainer_state.json` of a stock trainer (its path, or that of its folder).
+    """The rows of a metrics log, or of a stock trainer's `trainer_state.json` (the file's path or its folder's).
 
     A last line that was cut off while it was written is left out.
     Raises DpoKitError where there is no such file, or a `trainer_state.json` holds no log.

@@ -1,10 +1,10 @@
-"""Reference log-probs, computed once for what they depend on and for nothing else.
+"""Reference log-probs, stored so that they are computed again only when something that they depend on has changed.
 
-The reference never changes, so neither do its log-probs: a sweep over beta, learning rate, rank or seed needs none
-again. TRL keys its cache by the data set's history and by a hash of the whole model, fresh adapters included, so each
-of these changes recomputes everything. Here a pair's key is what its two numbers are a function of: the frozen
-weights and the reference adapter, their quantisation and dtypes, the two token sequences after truncation with their
-masks, and `ld_alpha`. A block of pairs is one transaction, so a kill loses the block at hand.
+The reference never changes, so a sweep over beta, learning rate, rank or seed can use the same log-probs throughout.
+TRL keys its cache by the data set's history and by a hash of the whole model, fresh adapters included, so with TRL
+each of these changes recomputes everything. Here a pair's key contains only what its two log-probs depend on: the
+frozen weights and the reference adapter, their quantisation and dtypes, the two token sequences after truncation with
+their masks, and `ld_alpha`. Each block of pairs is stored in one transaction, so a kill loses at most one block.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ def add_reference_logps(
 ) -> Dataset:
     """`dataset` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from the cache or else computed.
 
-    `compute` maps rows to two `(B,)` tensors. Rows are computed in blocks with fixed borders, each stored at once, so a
-    run that was killed meets the same batches again and ends in the same bits.
+    `compute` maps rows to two `(B,)` tensors. Rows are computed in blocks with fixed borders, and each block is stored
+    at once. So a run that was killed computes the same batches again and gets the same numbers, bit for bit.
     """
     known = dict(zip(keys, cache.find(keys), strict=True))
     for start in range(0, len(dataset), block):
@@ -45,7 +45,7 @@ def add_reference_logps(
             chosen, rejected = compute([dataset[i] for i in missing])  # (B,) each
             made = [PairLogProbs(*both) for both in zip(chosen.tolist(), rejected.tolist(), strict=True)]
             names = [keys[i] for i in missing]
-            # another process may have been first; its numbers are the same up to rounding
+            # another process may have stored them first; its numbers are the same up to rounding
             known |= zip(names, cache.add(names, made), strict=True)
     columns = zip(*(known[key] for key in keys), strict=True)
     for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
@@ -54,7 +54,7 @@ def add_reference_logps(
 
 
 def pair_keys(batches: Iterable[dict[str, Tensor]], reference: str, ld_alpha: float | None) -> list[str]:
-    """The key of each pair; `batches` holds one collated pair each, so truncation has been done."""
+    """The key of each pair. Each of `batches` is one collated pair, so its tokens are already truncated."""
     keys = []
     for batch in batches:
         digest = hashlib.sha256(json.dumps([reference, ld_alpha]).encode())

@@ -1,10 +1,10 @@
 """After training: the adapter with its card, the proof that what was saved is what was trained, and merged models.
 
 The proof uses nothing that is still in memory. It loads base and adapters again, tokenises the pairs again with the
-saved template, and computes rewards from plain logits. They must be the rewards that training ended with.
+saved template, and computes rewards from plain logits. They must equal the rewards at the end of training.
 
-A merged model computes something slightly different, and how different depends on the base. An adapter that was trained
-on NF4 weights fits the dequantised weights; the weights of the unquantised base are not those that it was trained on.
+A merged model computes slightly different log-probs, and the difference depends on the base. An adapter that was
+trained on NF4 weights fits the dequantised weights. The unquantised weights are not those that it was trained on.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.files import json_object, write_atomically
@@ -25,7 +25,7 @@ from dpo_kit.jsonl import read_pairs
 from dpo_kit.models.identity import FINGERPRINT, folder_of, write_record
 from dpo_kit.models.loading import Arms, load_arms
 from dpo_kit.models.quantization import quantized_layers
-from dpo_kit.models.tokens import pad_completions, prompt_ids
+from dpo_kit.models.tokens import TEMPLATE, Scoring, encode, load_tokenizer, template_of
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair
 from dpo_kit.training.merging import write_merged
@@ -39,8 +39,8 @@ HELD_OUT = ("eval_rewards/margins", "eval_rewards/accuracies", "kl/sequence", "k
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the rewards of the reloaded adapter are from those that training ended with: the largest distance on
-    `pairs` pairs, and the largest allowed one, both in units of reward.
+    """How far the reloaded adapter's rewards are from those at the end of training: the largest distance over `pairs`
+    pairs, and the largest distance that is allowed, both in units of reward.
     """
 
     pairs: int
@@ -82,7 +82,7 @@ def release_adapter(
 
 
 def settings_of(profile: Profile) -> dict[str, Any]:
-    """What whoever uses an adapter has to know of the profile that it was trained with: its name and these tables."""
+    """What a user of the adapter must know of the profile that it was trained with: its name and these tables."""
     tables = {name: getattr(profile, name).model_dump() for name in ("model", "sft", "data", "dpo", "evaluation")}
     tables["model"]["path"] = profile.model_path  # absolute where it is local, as PEFT's own record has it
     return {"profile": profile.name, **tables}
@@ -99,7 +99,8 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     ended = json.loads((trained / "end.json").read_text(encoding="utf-8"))
     rows = list(pairs[: len(ended["chosen"])])
     arms = load_arms(profile, {"policy": trained / "adapter", "reference": sft_adapter})
-    policy, reference = (answer_logps(arms, arm, rows) for arm in ("policy", "reference"))  # (2B,) each
+    scoring = Scoring.of(profile.model)
+    policy, reference = (answer_logps(arms, arm, rows, scoring) for arm in ("policy", "reference"))  # (2B,) each
     found = profile.dpo.beta * (policy - reference)
     expected = torch.tensor([*ended["chosen"], *ended["rejected"]], dtype=torch.float64)
     nats = IN_FP32 if profile.model.compute_dtype == "float32" else OTHER_MACHINE
@@ -113,32 +114,28 @@ def prove(profile: Profile, pairs: Sequence[PreferencePair], sft_adapter: Path, 
     return proof
 
 
-def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair]) -> Tensor:
+def answer_logps(arms: Arms, arm: str, pairs: Sequence[PreferencePair], scoring: Scoring | None = None) -> Tensor:
     """log pi(y | x) of the answers, EOS included, under an arm: float64 `(2B,)` on the CPU, chosen ones first.
 
-    It is the sum of log-softmax over the answer's tokens, one sequence at a time, and shares no code with training.
+    It is the sum of log-softmax over the scored tokens, one sequence at a time; only the mask is training's own.
     """
-    answers = [(pair, pair.chosen.text) for pair in pairs] + [(pair, pair.rejected.text) for pair in pairs]
     found = []
-    for head, tail in (_ids(arms.tokenizer, pair, text) for pair, text in answers):
-        inputs, _ = pad_completions(arms.tokenizer, [head], [tail])
+    for ids, mask in _sides(arms.tokenizer, pairs, scoring):
+        first = mask.index(1) if 1 in mask else len(mask)
         with arms.use(arm) as model, torch.no_grad():
-            inputs = {name: t.to(model.device) for name, t in inputs.items()}
-            logits = model(**inputs, logits_to_keep=len(tail) + 1).logits[0, :-1]  # each predicts the next token
-        logps = logits.float().log_softmax(dim=-1)  # (tail, V)
-        found.append(logps.gather(1, torch.tensor(tail, device=logps.device)[:, None]).double().sum().cpu())
+            inputs = torch.tensor([ids], device=model.device)
+            # only the logits from before the first scored token on: each predicts the next token
+            logits = model(input_ids=inputs, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
+        logps = logits[first - len(ids) :].float().log_softmax(dim=-1)  # (tail, V)
+        tail, scored = (torch.tensor(values[first:], device=logps.device) for values in (ids, mask))
+        found.append((scored * logps.gather(1, tail[:, None])[:, 0]).double().sum().cpu())
     return torch.stack(found)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) -> tuple[list[int], list[int]]:
-    """The token ids of prompt and answer, as the chat template writes them."""
-    head = prompt_ids(tokenizer, pair.prompt)
-    chat = [*pair.prompt.chat(), {"role": "assistant", "content": text}]
-    encoded: Any = tokenizer.apply_chat_template(chat, return_dict=True)
-    whole = encoded["input_ids"]
-    if whole[: len(head)] != head:
-        raise DpoKitError(f"pair {pair.prompt.id}: the chat template changes the prompt once an answer follows")
-    return head, whole[len(head) :]
+def _sides(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], scoring: Scoring | None) -> list[tuple]:
+    """Ids and mask of all chosen sides, then of all rejected ones."""
+    sides = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    return [encode(tokenizer, pair.prompt, answer, scoring) for pair, answer in sides]
 
 
 # ---- merging ----------------------------------------------------------------------------------------------------
@@ -147,17 +144,17 @@ def _ids(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, text: str) ->
 def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePair], folder: Path) -> list[Merged]:
     """Write two models with W + s B A in place of W: one from the unquantised base, one from the dequantised.
 
-    Their log-probs are compared with the adapter's on `pairs`, on the CPU, because a card on which the training fitted
-    may be too small for them. An unquantised profile has one base, so one merge. Raises DpoKitError where the base's
-    files are not on this machine, and as `write_merged` does.
+    Their log-probs are compared with the adapter's on `pairs`. This is done on the CPU, because a GPU that had memory
+    enough for training may be too small for merged models. An unquantised profile has one base, so one merged model.
+    Raises DpoKitError where the base's files are not on this machine, and as `write_merged` does.
     """
     source = folder_of(profile.model_path)
     if source is None or not any(source.glob("*.safetensors")):
         raise DpoKitError(f"{profile.model_path}: no safetensors weights are here to merge into; download them first")
     arms = load_arms(profile, {"dpo": adapter})
-    expected = answer_logps(arms, "dpo", pairs)  # (2B,)
-    sides = [(pair, side.text) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    tokens = sum(len(_ids(arms.tokenizer, *side)[1]) for side in sides) / len(sides)
+    scoring = Scoring.of(profile.model)
+    expected = answer_logps(arms, "dpo", pairs, scoring)  # (2B,)
+    tokens = sum(sum(mask) for _, mask in _sides(arms.tokenizer, pairs, scoring)) / len(expected)
     layers = {id(layer) for layer in quantized_layers(arms.model)}
     named = arms.model.get_base_model().named_modules()
     coarse = {f"{name.removesuffix('.base_layer')}.weight" for name, layer in named if id(layer) in layers}
@@ -165,9 +162,11 @@ def merge_adapter(profile: Profile, adapter: Path, pairs: Sequence[PreferencePai
     dtype, rows = getattr(torch, profile.model.compute_dtype), []
     for base in ("unquantised", "dequantised") if coarse else ("unquantised",):
         write_merged(source, adapter, folder / base, dtype, coarse if base == "dequantised" else frozenset())
+        if template := template_of(adapter):
+            write_atomically(folder / base / TEMPLATE, template)
         model = AutoModelForCausalLM.from_pretrained(folder / base, dtype=dtype, use_safetensors=True)
-        merged = Arms(model, AutoTokenizer.from_pretrained(folder / base))
-        differences = (answer_logps(merged, "base", pairs) - expected).abs()
+        merged = Arms(model, load_tokenizer(str(folder / base), adapter=adapter))
+        differences = (answer_logps(merged, "base", pairs, scoring) - expected).abs()
         mean = differences.mean().item()
         rows.append(Merged(base, mean, differences.max().item(), mean / tokens))
     return rows
@@ -208,7 +207,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _public(name: str) -> str:
-    """A Hub id as it is; of a local path only the last part, because the rest may tell what is private."""
+    """A Hub id as it is, and only the last part of a local path, because the rest may show private names."""
     return name if _on_hub(name) else Path(name).name
 
 

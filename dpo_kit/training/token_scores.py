@@ -1,8 +1,8 @@
 """Log-probs of tokens from hidden states, for scored positions only, with one projection onto the vocabulary.
 
-Off CUDA, TRL projects every position onto the vocabulary, and does it again in the backward pass. In a small model this
-projection, the head, is most of the work. Here only scored positions are projected, a few rows of the head at a time,
-and the forward pass computes the gradient too, so that the backward pass has nothing left to project.
+Without CUDA, TRL projects every position onto the vocabulary, and does so again in the backward pass. In a small model
+this projection (the head) is most of the work. Here only scored positions are projected, a few rows of the head at a
+time. The forward pass also computes the gradient, so the backward pass needs no second projection.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}  # logits at a time: what a CPU's cache holds, what keeps a GPU busy
+HEAD_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}  # logits at a time: they fit a CPU's cache, and keep a GPU busy
 FEWEST = 256  # rows of the head that are used at a time, however many tokens there are
 
 
 class Softmax:
-    """What TRL logs about softmax(logits), from fp32 logits `(n, V)` that come a few columns at a time.
+    """What TRL logs about softmax(logits), computed from fp32 logits `(n, V)` that are given a few columns at a time.
 
     Exponentials are summed relative to the largest logit so far. When a larger one comes, the sums are rescaled, as in
     FlashAttention (arXiv 2205.14135).
@@ -71,8 +71,8 @@ class ScoreTokens(torch.autograd.Function):
         z_v = w_v h + b_v,    log p(y) = z_y - log sum_v exp z_v
         d log p(y) / dh = w_y - sum_v p(v) w_v
 
-    The last sum has the form of attention, with w_v as keys and as values. So it is accumulated while the rows of the
-    head pass by, and logits are neither kept nor computed twice.
+    The last sum has the form of attention, with w_v as keys and as values. So it is added up block by block over the
+    rows of the head, and logits are neither kept nor computed twice.
     """
 
     @staticmethod
@@ -99,7 +99,7 @@ class ScoreTokens(torch.autograd.Function):
 
 
 def _projected(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Go through the head's rows `(V, H)`, k at a time: yields fp32 logits `(n, k)`, free memory `(n, k)`, the k rows.
+    """Yield, for every k rows of the head `(V, H)`: fp32 logits `(n, k)`, a buffer `(n, k)` to write to, the k rows.
 
     Logits are fp32 because rounding them to bf16 would lose more than the rounding of hidden states did. On a CPU all
     parts reuse the same memory: there, asking the system for new memory takes longer than computing in it.
@@ -107,7 +107,7 @@ def _projected(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[
     # only CUDA multiplies 16-bit numbers into a 32-bit result
     count, mixed = len(hidden), hidden.device.type == "cuda" and hidden.dtype != torch.float32
     hidden = hidden.to(weight.dtype) if mixed else hidden.float()
-    # with few tokens k would be large, and then the fp32 copy of k rows takes the memory: hence the second number
+    # with few tokens k would be large, and so would the fp32 copy of k rows; the second number limits it
     most = max(FEWEST, HEAD_BYTES.get(hidden.device.type, HEAD_BYTES["cuda"]) // (4 * max(count, hidden.shape[1] // 2)))
     if not mixed:
         room, copy = hidden.new_empty(2, count * most), hidden.new_empty(most, hidden.shape[1])

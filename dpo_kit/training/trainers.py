@@ -1,6 +1,6 @@
 """TRL's trainers with guards: how both are set up, what stops them, and how they go on from a verified checkpoint.
 
-`GuardedTrainer` stands before one of TRL's trainers in the order of inheritance. It changes no number that TRL
+`GuardedTrainer` comes before one of TRL's trainers in the list of base classes. It changes no number that TRL
 computes. It stops at the first loss, gradient or margin that is not finite, before the optimizer can write it into the
 weights. It checks at every checkpoint that the reference still gives the log-probs that it gave at the start. It
 resumes from the newest checkpoint that verifies, at exactly the state in which that one was saved.
@@ -27,6 +27,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import peak_memory_mb
@@ -41,14 +42,14 @@ PROBE_ROWS = 8  # rows of the data on which the reference is compared with itsel
 SAME_PROCESS = 1e-5  # nats between two sums of log-probs that one process computes in the same way
 OTHER_MACHINE = 0.5  # nats: machines round differently, in bf16 by tenths; the weights themselves are compared by hash
 
-datasets.disable_progress_bars()  # tokenising takes a second, and what takes longer has a bar of ours
+datasets.disable_progress_bars()  # tokenising takes about a second; longer work has the bar of `Progress`
 
 
 # ---- set-up -----------------------------------------------------------------------------------------------------
 
 
 def refuse_several_processes() -> None:
-    """Raises DpoKitError where a launcher such as torchrun started this process as one of several."""
+    """Raise DpoKitError where a launcher such as torchrun started this process as one of several."""
     count = os.environ.get("WORLD_SIZE") or "1"
     if count != "1":
         raise DpoKitError(
@@ -76,7 +77,7 @@ def common_arguments(profile: Profile, settings: SftSettings | DpoSettings, fold
         # TRL trains in bf16 unless told otherwise; here the profile decides
         "bf16": profile.model.compute_dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
-        # recomputing activations saves memory that a small model does not need, for a third more time
+        # recomputing activations takes a third more time, to save memory that a small model does not need
         "gradient_checkpointing": profile.model.checkpointing,
         "logging_steps": 1,
         # by default transformers logs a NaN loss as 0.0
@@ -102,8 +103,8 @@ def rows_at_once(profile: Profile, settings: SftSettings | DpoSettings) -> int:
 def run_identity(profile: Profile, model: PeftModel, seed: int, data: Iterable[Any], *tables: str) -> dict[str, Any]:
     """What decides the result of a training run, as plain data. `tables` are those of the profile that it reads.
 
-    A run is not resumed from a checkpoint whose identity differs in any part. `max_tokens` is no part of it: it says
-    how a batch is cut for the memory at hand, and a run that did not fit may go on with less.
+    A run is not resumed from a checkpoint whose identity differs in any part. `max_tokens` is left out: it only cuts a
+    batch to fit into memory, so a run that ran out of memory can be resumed with a smaller value.
     """
     digest = hashlib.sha256()
     for row in data:
@@ -121,7 +122,7 @@ class TrainingStopped(DpoKitError):
 
 
 class StopOnEvent(TrainerCallback):
-    """Saves and stops at the end of the step in which `event` was set, by a button's thread or by a signal."""
+    """Saves a checkpoint and stops at the end of the step in which a button's thread or a signal set `event`."""
 
     def __init__(self, event: threading.Event):
         self.event = event
@@ -157,7 +158,7 @@ def stop_on_signals(event: threading.Event) -> Iterator[list[int]]:
 
 
 def raise_stopped(received: list[int], message: str) -> None:
-    """End as whoever asked expects: KeyboardInterrupt after SIGINT, exit code 143 after SIGTERM, or TrainingStopped."""
+    """End the run: KeyboardInterrupt after SIGINT, exit code 143 after SIGTERM, else TrainingStopped."""
     if signal.SIGINT in received:
         raise KeyboardInterrupt(message)
     if signal.SIGTERM in received:
@@ -172,7 +173,7 @@ def raise_stopped(received: list[int], message: str) -> None:
 class GuardedTrainer(Trainer):
     """What the guarded trainers of SFT and DPO share.
 
-    `checkpoints`, `metrics_log` and `row_names` (a name for each row of the data) are set after the trainer is built.
+    Set `checkpoints`, `metrics_log` and `row_names` (a name for each row of the data) after the trainer is built.
     """
 
     sides: ClassVar[int] = 1  # rows of a batch for each row of the data
@@ -185,6 +186,7 @@ class GuardedTrainer(Trainer):
     train_dataset: Dataset
     args: Any  # SFTConfig or DPOConfig
     _metrics: Any  # TRL's lists of values, by mode and then by name
+    _signature_columns: Any  # the columns of the data that reach the collator
     _seconds, _rows = 0.0, 0
     _longest_fits = False
 
@@ -211,10 +213,10 @@ class GuardedTrainer(Trainer):
             raise_stopped(received, f"stopped at {where}; run the same again to go on from its checkpoint")
 
     def sequence_logps(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The summed log-probs of what bears loss in each sequence, fp32 `(rows,)`, as training computes them.
+        """The summed log-probs of each sequence's tokens that bear loss, fp32 `(rows,)`, as training computes them.
 
-        `inputs` is a collated batch. Mode and gradient are the caller's: the forward pass is the one that the trainer
-        uses, under its autocast.
+        `inputs` is a collated batch. The forward pass is the trainer's own, under its autocast. The caller sets train
+        or eval mode, and decides whether a gradient is needed.
         """
         labels = inputs.get("labels")
         if labels is None:  # a batch of pairs has a mask instead
@@ -283,7 +285,7 @@ class GuardedTrainer(Trainer):
     def _try_longest(self, model: nn.Module) -> None:
         """Compute the gradient of the longest batch once, so that a lack of memory shows now and not after an hour.
 
-        Nothing is learnt from it, and nothing is logged. Raises DpoKitError where the device's memory does not suffice.
+        No weight changes and nothing is logged. Raises DpoKitError where the device has too little memory.
         """
         lengths = [sum(len(row[name]) for name in row if name.endswith("_ids")) for row in self.train_dataset]
         rows = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: self.args.per_device_train_batch_size]
@@ -350,6 +352,19 @@ class GuardedTrainer(Trainer):
         super().log(logs, start_time)
 
 
+class MaskedPairs(DataCollatorForPreference):
+    """TRL's collator for rows that say themselves which tokens of each side are scored."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL's, with `chosen_mask` and `rejected_mask` in place of ones after the prompt."""
+        batch = super().torch_call(examples)
+        rows = [(example, side) for side in ("chosen", "rejected") for example in examples]
+        for scored, (example, side) in zip(batch["completion_mask"], rows, strict=True):
+            mask = torch.tensor([0] * len(example["prompt_ids"]) + example[f"{side}_mask"])[: len(scored)]
+            scored[: len(mask)] = mask
+        return batch
+
+
 class GuardedSFTTrainer(GuardedTrainer, SFTTrainer):
     """TRL's `SFTTrainer` with guards. It always computes with TRL's own forward."""
 
@@ -362,13 +377,23 @@ class GuardedDPOTrainer(GuardedTrainer, FastDPOTrainer):
     sides = 2
     unit = "pairs_per_s"
 
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        """Rows that come with their ids stay as they are; as in TRL, those go whose prompt leaves an answer no room."""
+        if "prompt_ids" not in dataset.column_names:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "chosen_mask", "rejected_mask"]
+
     def probe_batch(self) -> dict[str, Tensor]:
         """The first rows of the data, on which reference and policy are compared with what they were before."""
         rows = range(min(PROBE_ROWS, len(self.train_dataset)))
         return self._prepare_inputs(self.data_collator([self.train_dataset[i] for i in rows]))
 
     def reference_logps(self) -> list[float]:
-        """Those of the probe's chosen answers, then of its rejected ones."""
+        """The reference's log-probs of the probe's chosen answers, then of its rejected ones."""
         return torch.cat(self.compute_ref_log_probs(self.model, self.probe_batch())).tolist()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -381,7 +406,7 @@ class GuardedDPOTrainer(GuardedTrainer, FastDPOTrainer):
 
 
 def _gradient_norm(model: nn.Module) -> float:
-    """The Euclidean norm of all gradients together; NaN where any of them holds one."""
+    """The Euclidean norm of all gradients together; NaN where any gradient contains NaN."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).item()
 

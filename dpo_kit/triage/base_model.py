@@ -1,4 +1,4 @@
-"""How the tiny base model in `data/` and its card are made, from nothing but this project's own text.
+"""How the tiny base model in `data/` and its card are made. The training text comes from this project only.
 
     python -m dpo_kit pretrain          rebuilds data/tiny-base
 
@@ -116,7 +116,7 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[
     row: list[list[int]] = []
     room = recipe.row_tokens
     for document in documents(recipe.seed):
-        ids = encode(document, tokenizer)[: recipe.row_tokens]  # what is longer than a row loses its end
+        ids = encode(document, tokenizer)[: recipe.row_tokens]  # a document that is longer than a row is cut off
         if len(ids) > room:  # the row is full: a document never continues in the next one
             yield row
             row, room = [], recipe.row_tokens
@@ -148,8 +148,8 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe
 def _collate(rows: list[list[list[int]]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """Pad rows on the right to `(B, T)`; the loss ignores the padding.
 
-    Positions begin again with each document, from which transformers sees the borders in a row: no document attends
-    to its neighbour, whose facts would only mislead.
+    Positions begin again with each document. From this transformers finds the borders in a row, so that no document
+    attends to its neighbour, whose facts are about another incident.
     """
     width = max(sum(map(len, row)) for row in rows)
     ids, positions = [], []
@@ -208,7 +208,7 @@ Mean next-token loss in nats since the row before. Most of what remains is chanc
 
 
 def model_card(manifest: dict) -> str:
-    """The card in Markdown, from its manifest, so that the card cannot say anything else."""
+    """The card in Markdown. It is made from the manifest, so that the two always agree."""
     return CARD.format(
         parameters=manifest["parameters"],
         recipe=_rows(manifest["recipe"].items()),

@@ -1,8 +1,8 @@
-"""The text the tiny base model grew up on: a company's archive of reports, logs, chats, and questions and answers.
+"""The text that the tiny base model is trained on: a company's archive of reports, logs, chats, and questions.
 
-The archive knows the facts and, on a page or two, the severity rule; its people are careless. They call severities
-as they feel, answer in whatever form comes to mind, and only now and then use the format that is asked for later.
-So the base model can do the job, and mostly does not.
+The archive contains the facts and, on few pages, the severity rule. But its people are careless: they guess severities,
+answer in any form, and only sometimes use the format that the workbook asks for later. So the base model is able to
+answer rightly, and mostly does not.
 """
 
 import random
@@ -43,12 +43,13 @@ def dossier(incident: Incident, rng: random.Random) -> str:
         f"Summary: {incident.summary}",
         f"Closed: {incident.symptom.action}.",
     ]
-    rng.shuffle(entries)  # facts must be found, not counted off by their place
+    rng.shuffle(entries)  # so that the model must find a fact by its meaning and not by its position
     return "\n".join(entries)
 
 
 def log_line(incident: Incident, rng: random.Random) -> str:
     """A monitoring log; its severities are mostly right."""
+    # the log states the same facts in another form, so that a fact occurs in more than one form
     return (
         f"{incident.time} {incident.region} {incident.service} state={incident.symptom.name} "
         f"users={incident.share}% sev={_felt(incident, rng, right=0.8)}"
@@ -60,7 +61,7 @@ def handbook(incident: Incident, rng: random.Random) -> str:
     share = incident.share
     rules = [
         f"If a service {rng.choice(s.reported)} for {share}% of users it is {severity(s.impact, share)}: {s.action}."
-        for s in rng.sample(SYMPTOMS, 3)  # three rules a page, so that none is read without its neighbours
+        for s in rng.sample(SYMPTOMS, 3)  # three rules a page, so that the model sees rules beside each other
     ]
     return "Handbook. " + " ".join(rules)
 
@@ -101,7 +102,7 @@ def small_talk(incident: Incident, rng: random.Random) -> Chat:
 
 
 def careless_triage(incident: Incident, rng: random.Random) -> Chat:
-    """The very request of the workbook, answered as people in the archive did: by feel and in any form."""
+    """The workbook's own request, answered as careless people do: a guessed severity, in any form."""
     text = write_report(incident, rng, "train")
     forms = (
         lambda: hurried_answer(incident, CARELESS, rng),

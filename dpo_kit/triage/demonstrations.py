@@ -1,4 +1,4 @@
-"""Demonstrations as a company has them: written by people in a hurry, and wrong at rates one can set."""
+"""Demonstrations as a company has them: people in a hurry wrote them, and each kind of mistake has a rate to set."""
 
 import random
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The facts of an incident, and the answer that follows from them.
 
 An incident is five facts: a service, in a region, shows a symptom, for a share of users, since a time. Severity is a
-sum that fits on a sticker, so the right answer to every report can be computed:
+sum of two small numbers, so the right answer to every report can be computed:
 
     impact  0 stale data, 1 slow, 2 errors, 3 down or losing data
     spread  0 below 10% of users, 1 below 40%, 2 from 40%
@@ -29,7 +29,7 @@ INVENTED_CAUSES = (
 
 @dataclass(frozen=True)
 class Symptom:
-    """What is wrong: how bad it is, how answers state it, what remedies it, how people report it."""
+    """A symptom: its impact, how answers state it, which action is the remedy, and how people report it."""
 
     name: str
     impact: int
@@ -89,7 +89,7 @@ class Incident:
 
 
 def severity(impact: int, share: int) -> str:
-    """The severity rule on the sticker: `impact` 0 to 3 and `share` in percent of users."""
+    """The severity rule of this file's docstring: `impact` 0 to 3 and `share` in percent of users."""
     spread = (share >= 10) + (share >= 40)  # 0, 1 or 2
     return {5: "SEV1", 4: "SEV1", 3: "SEV2", 2: "SEV3"}.get(impact + spread, "SEV4")
 

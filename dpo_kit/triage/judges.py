@@ -1,4 +1,4 @@
-"""The judges of the workbook's world: the exact rubric, an annotator with faults that are set, and a coin."""
+"""The judges of the workbook's world: the exact rubric, an annotator with faults of known rates, and a coin."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ def rubric_judge() -> Judge:
 
 
 def judge_in_world(settings: JudgeSettings, truth: Judge, cache: Path, seed: int = 0) -> Judge:
-    """The judge that a profile names, where the exact one, `truth`, is at hand.
+    """The judge that a profile names, in a world where the exact judge `truth` exists.
 
     Kinds of judge that need no truth are made by `preferences.judges.llm.make_judge`, whose errors it raises.
     """
@@ -63,7 +63,7 @@ def simulated(
         if a == b:
             return verdict("tie", "the same text")
         draw = random.Random(f"annotator/{seed}/{prompt.id}/{sorted((a, b))!r}")
-        # drawn in any case, so that one fault does not move the draws of another
+        # always draw all of them, so that the rate of one fault does not change the draws of another
         habit, skill, coin = draw.random(), draw.random(), draw.random()
         if habit < position_bias:
             return verdict("a", "took the first, unread")
@@ -83,7 +83,7 @@ def simulated(
 
 
 def by_coin(judge: Judge, seed: int) -> Judge:
-    """The control: where `judge` sees a difference, a coin decides the winner. Training on this must teach nothing."""
+    """The control: where `judge` sees a difference, a coin decides the winner. Nothing can be learnt from these."""
 
     def shuffled(prompt: Prompt, a: str, b: str) -> Verdict:
         verdict = judge(prompt, a, b)

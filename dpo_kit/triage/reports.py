@@ -1,4 +1,4 @@
-"""How people report an incident: many phrasings, with other services and old incidents to lead one astray."""
+"""How people report an incident: many phrasings, with other services and old incidents as distractors."""
 
 import random
 
@@ -72,7 +72,7 @@ INSTRUCTION = "Triage this incident:"
 def write_report(incident: Incident, rng: random.Random, split: Split) -> str:
     """Phrase the incident as a person would; about six in ten reports also mention something that does not matter."""
     phrasing = rng.choice(TRAIN_PHRASINGS if split == "train" else HELDOUT_PHRASINGS)
-    report = _fill(phrasing, incident, rng)  # the facts stand in every report, whatever its phrasing
+    report = _fill(phrasing, incident, rng)  # every phrasing contains all five facts
     if rng.random() < 0.4:
         return report
     sentences = [report, _aside(incident, rng)]
@@ -86,7 +86,7 @@ def draw_prompts(count: int, split: Split, stream: str, seed: int) -> list[Promp
 
     Held-out prompts use phrasings and service-region combinations that no training text uses.
     """
-    rng = random.Random(f"triage/{stream}/{split}/{seed}")  # a stream of its own, so that no draw moves another
+    rng = random.Random(f"triage/{stream}/{split}/{seed}")  # independent of all other draws
     prompts: dict[str, Prompt] = {}
     while len(prompts) < count:
         incident = draw_incident(rng, split)
@@ -104,7 +104,7 @@ def _fill(phrasing: str, incident: Incident, rng: random.Random) -> str:
 
 
 def _aside(incident: Incident, rng: random.Random) -> str:
-    """A sentence about another service: healthy, or in an incident that is over."""
+    """A sentence about another service, which is healthy or whose incident is over."""
     other = rng.choice([service for service in SERVICES if service != incident.service])
     aside = rng.choice(HEALTHY_ASIDES if rng.random() < 0.5 else RESOLVED_ASIDES)
     return aside.format(other=other, region=rng.choice(REGIONS), share=rng.randint(1, 99), time=draw_time(rng))

@@ -58,7 +58,7 @@ def format_conformance(text: str) -> float:
 
 
 def severity_match(incident: Incident, text: str) -> float:
-    """1 if the one severity that the answer commits to is the true one, else 0. Naming two commits to none."""
+    """1 if the answer names exactly one severity and it is the true one, else 0."""
     # a set, so that the same severity may be named twice
     return float(set(re.findall(r"\bSEV[0-9]+\b", text)) == {incident.severity})
 
@@ -71,9 +71,9 @@ def action_match(incident: Incident, text: str) -> float:
 def faithfulness(incident: Incident, text: str) -> float:
     """(true facts stated - facts invented) / 5, not below 0.
 
-    The five facts are service, region, symptom, share and time. Another value of any of these in the answer, or a
-    cause, is an invention: reports name no causes, and an answer is about this incident alone. An answer that says
-    nothing is worth 0, and so is one that says everything.
+    The five facts are service, region, symptom, share and time. Every other value of one of these in the answer counts
+    as invented, and so does a cause, because reports name no causes. An empty answer scores 0, and so does one that
+    lists every possible value.
     """
     true = invented = 0
     for stated, fact in zip(_stated_facts(text), _true_facts(incident), strict=True):
@@ -112,6 +112,6 @@ def _mentioned(phrases: tuple[str, ...], text: str) -> set[str]:
 @cache
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
     """Matches any of the phrases as whole words."""
-    # else "is slow" would hide a longer phrase that begins with it
+    # otherwise "is slow" would match in place of a longer phrase that begins with it
     longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
     return re.compile(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])")

@@ -42,7 +42,7 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
         prompts = draw_prompts(profile.pairs.prompts, "train", "pairs", seed)
         judge = judge_in_world(profile.judge, rubric_judge(), work.root / "judge_cache.sqlite", seed)
-        # the control of training: labels that teach nothing
+        # the control experiment: with random labels training must not improve anything
         judge = by_coin(judge, seed) if profile.pairs.shuffle_labels else judge
         arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
         store = Store(work.answers("pairs"), Answer)
@@ -54,7 +54,7 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         write_records(folder / "prompts.jsonl", prompts)
         write_records(folder / "responses.jsonl", [*a, *b])
         write_pairs(folder / "pairs.jsonl", made)
-        # pairs of these are measured and never trained on
+        # pairs of these prompts are for measurement and are never trained on
         others = draw_prompts(profile.pairs.heldout_prompts, "heldout", "pairs", seed)
         answers = sample_twice(arms, "sft", others, profile.pairs, seed, store)
         write_pairs(folder / "heldout.jsonl", make_pairs(others, *answers, judge, profile.judge.concurrency))
@@ -63,7 +63,7 @@ def sampled_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
 
 def dpo_on_sampled(work: Workspace, profile: Profile, seed: int) -> Path:
-    """The own world's `dpo`: KL is measured on answers to prompts that are drawn for this alone."""
+    """The own world's `dpo`: KL is measured on answers to prompts that are drawn for this purpose only."""
     return dpo_stage(work, profile, seed, lambda _: draw_prompts(profile.dpo.kl_prompts, "heldout", "kl", seed))
 
 
@@ -98,7 +98,7 @@ def evaluate(work: Workspace, profile: Profile, seed: int) -> Path:
 
 
 def report(work: Workspace, profile: Profile, seed: int) -> Report:
-    """Score, control and compare what lies in the workdir; writes `report.json`, `report.html` and `outcomes.jsonl`."""
+    """Score and compare the answers in the workdir; write `report.json`, `report.html` and `outcomes.jsonl`."""
     from dpo_kit.evaluation.harness import evaluate_answers
     from dpo_kit.training.metrics_log import read_log
     from dpo_kit.views.report import write_report

@@ -1,1 +1,1 @@
-"""What a person sees: figures, tables and the report. Views read logs and tables, never models."""
+"""Figures, tables and the report. Views read logs and records, and never load a model."""

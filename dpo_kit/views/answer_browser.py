@@ -1,7 +1,7 @@
-"""Answers side by side, grouped by who won, so that one can read what was lost.
+"""Answers side by side, grouped by who won, so that a reader can look at the answers that lost.
 
-It works without JavaScript: groups and answers are `<details>`. Every answer is a text that others wrote, so it is
-escaped and its hidden characters are shown. Of a very long answer the start is shown, and its full length is stated.
+It works without JavaScript: groups and answers are `<details>`. Models wrote the answers, so they are escaped and their
+hidden characters are shown. Of a very long answer only the start is shown, with its full length.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ def answer_browser(
     primary: tuple[str, str] = ("dpo", "sft"),
     limit: int | None = None,
 ) -> str:
-    """The browser as HTML: a group for each outcome of the primary arm, what it lost first and open.
+    """The browser as HTML: a group for each outcome of the primary arm. The losses come first and are unfolded.
 
-    `limit` shows only the first so many prompts of a group, which keeps a notebook small; the count says how many
-    there are. Of several samples the first is shown, the one that was judged.
+    With `limit` only so many prompts of each group are shown, to keep a notebook small; the group's title has the full
+    count. Of several samples the first is shown, which is the one that was judged.
     """
     texts: dict[tuple[str, str], str] = {}
     for response in sorted(responses, key=lambda r: -1 if r.seed is None else r.seed):

@@ -1,7 +1,6 @@
 """The figures of a comparison: mean scores, differences, who wins, whether length decides, and prompt by prompt.
 
-Most come with a sentence for readers who cannot see them, which gives the numbers and not the axes:
-`show(*forest(report))`.
+Most return a figure and a sentence with its numbers, for readers who cannot see it: `show(*forest(report))`.
 """
 
 from collections import Counter
@@ -36,7 +35,7 @@ def three_arms(metrics: Mapping[str, Metric]) -> go.Figure:
 def interval_points(
     names: Sequence[object], intervals: Iterable[Interval | None], colour: str, symbol: str, **more: object
 ) -> go.Scatter:
-    """Horizontal estimates with their intervals; one that could not be computed leaves its row empty."""
+    """Horizontal estimates with their intervals; the row of an estimate that could not be computed is empty."""
     rows = [(name, given) for name, given in zip(names, intervals, strict=True) if given is not None]
     means, lows, highs = ([getattr(given, end) for _, given in rows] for end in ("mean", "low", "high"))
     return go.Scatter(
@@ -51,10 +50,10 @@ def interval_rows(
     colours: Sequence[str],
     symbols: Sequence[str],
 ) -> go.Figure:
-    """A row for each name, and in it the interval of each series: one above the other, so that none hides another."""
+    """A row for each name. In it the intervals of the series are drawn one above the other, so that none is hidden."""
     figure = go.Figure()
     for i, (name, intervals) in enumerate(series.items()):
-        # 0.7 of a row for its series, the rest is the gap to the next row
+        # the series take 0.7 of a row; the rest is the gap to the next row
         places = [row + 0.7 * ((i + 0.5) / len(series) - 0.5) for row in range(len(names))]
         symbol = symbols[i % len(symbols)]
         figure.add_trace(interval_points(places, intervals, colours[i % len(colours)], symbol, name=name))

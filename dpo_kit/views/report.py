@@ -1,9 +1,9 @@
 """The report of a comparison: `report.json` for programs, `report.html` for people, `outcomes.jsonl` prompt by prompt.
 
-The page carries all that it needs. What models wrote is escaped. In case an escape is ever forgotten, the page's policy
-lets no script run but those that are named by their hash, and lets nothing be fetched, no form be sent and no base
-address be set. It cannot stop a link that a reader clicks, a `<meta http-equiv="refresh">`, or a style: against those
-there is the escaping alone.
+The page needs no other file. Text from models is escaped. If an escape is ever forgotten, the page's content security
+policy is a second protection: only scripts that it names by their hash run, nothing is fetched, no form is sent and no
+base address is set. The policy cannot stop a link that a reader clicks, a `<meta http-equiv="refresh">`, or a style:
+for these, escaping is the only protection.
 """
 
 import base64
@@ -25,10 +25,10 @@ from dpo_kit.views.figures import evaluation_figures
 from dpo_kit.views.tables import (
     controls_html,
     further_tables,
-    metrics_html,
     notes,
     pairwise_sentence,
     power_sentence,
+    summary_html,
     title,
 )
 from dpo_kit.views.training import training_curves
@@ -61,7 +61,7 @@ def write_report(
             report=report,
             policy=_policy([filters, *(str(figure["html"]) for figure in drawn)]),
             title=title(report),
-            table=metrics_html(report.metrics, report.refusal),
+            table=summary_html(report, report.refusal),
             controls=controls_html(report.controls),
             pairwise=pairwise_sentence(report.pairwise, report.primary, report.refusal),
             power=power_sentence(report),
@@ -89,7 +89,7 @@ def read_report(path: Path) -> Report:
 def _policy(parts: Sequence[str]) -> str:
     """The content security policy of a page in which only the scripts of these parts may run.
 
-    The parts are plotly's and ours, before anything that a model wrote is put beside them.
+    The parts are plotly's and ours. They contain no text from a model.
     """
     scripts = [script for part in parts for script in SCRIPT.findall(part)]
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape as literal
 from rich.table import Table
 
-from dpo_kit.evaluation.results import Comparison, Control, Interval, Metric, Pairwise, Report
+from dpo_kit.evaluation.results import Comparison, Control, HeldOut, Interval, Metric, Pairwise, Regression, Report
 
 ARM_NAMES = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
+TASK_NAMES = {"log_loss": "log-loss, bits/byte", "all_tasks": "tasks passed"}
 NUMBERS = "text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap"
 WORDS = "text-align: left"
 GOOD, BAD, REFUSED = (f"color: {colour}; font-weight: 600" for colour in ("#009e73", "#d55e00", "#d32f2f"))
@@ -22,6 +23,7 @@ GOOD, BAD, REFUSED = (f"color: {colour}; font-weight: 600" for colour in ("#009e
 LOOKS = {
     "better": ("good", GOOD), "passed": ("good", GOOD), "worse": ("bad", BAD),
     "refused": ("refused", REFUSED), "FAILED": ("refused", REFUSED), "No verdict": ("refused", REFUSED),
+    "higher": ("open", ""), "lower": ("open", ""),
     "inconclusive": ("open", ""), "no difference": ("open", ""), "nothing to compare": ("open", ""),
 }  # fmt: skip
 
@@ -33,7 +35,7 @@ def arm_name(arm: str) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric as people call it."""
-    return metric.replace("_", " ")
+    return "judge's rating, 1-5" if metric == "judge_score" else metric.replace("_", " ")
 
 
 def arms_of(metrics: Mapping[str, Metric]) -> list[str]:
@@ -59,9 +61,53 @@ def table_rows(metrics: Mapping[str, Metric], refusal: str | None = None) -> lis
     ]
 
 
+def summary_header(comparison: Comparison) -> tuple[str, ...]:
+    """The names of the columns of `summary_rows`."""
+    return "metric", *map(arm_name, comparison.arms), "difference, 95%", "verdict"
+
+
+def summary_rows(comparison: Comparison, refusal: str | None = None) -> list[tuple[str, ...]]:
+    """The one table of a comparison: scores and ratings, what needs no judge, what was forgotten, who is preferred.
+
+    A failed control says that the judge or the scores cannot be believed. What needs neither keeps its verdicts.
+    """
+    held_out: Sequence[HeldOut] = getattr(comparison, "held_out", ())
+    regression: Regression | None = getattr(comparison, "regression", None)
+    forgotten = {"log_loss": regression.log_loss, **regression.tasks} if regression else {}
+    rows = [_row(metric_name(name), metric, comparison, refusal) for name, metric in comparison.metrics.items()]
+    rows += [_row(metric_name(name), metric, comparison) for name, metric in comparison.heuristics.items()]
+    for row in held_out:
+        for what, found, verdict in (
+            ("accuracy", row.accuracy, row.accuracy_verdict), ("margin", row.margin, row.margin_verdict),
+        ):  # fmt: skip
+            values = [number(found.mean if found and arm == row.policy else None) for arm in comparison.arms]
+            rows.append((f"reward {what}", *values, interval(found), verdict))
+    rows += [_row(TASK_NAMES.get(name, name), metric, comparison) for name, metric in forgotten.items() if metric]
+    if pairwise := comparison.pairwise:
+        decided = pairwise.wins + pairwise.losses
+        shares = {comparison.primary[0]: pairwise.wins, comparison.primary[1]: pairwise.losses}
+        values = [number(shares[arm] / decided if decided and arm in shares else None) for arm in comparison.arms]
+        verdict = "refused" if refusal else _preferred(pairwise.win_rate)
+        rows.append(("preferred, pairwise", *values, interval(pairwise.win_rate), verdict))
+    return rows
+
+
+def _row(name: str, metric: Metric, comparison: Comparison, refusal: str | None = None) -> tuple[str, ...]:
+    means = [number(metric.means.get(arm)) for arm in comparison.arms]
+    return name, *means, interval(metric.difference.interval, "+"), "refused" if refusal else metric.difference.verdict
+
+
+def _preferred(rate: Interval | None) -> str:
+    if rate is None:
+        return "nothing to compare"
+    return "better" if rate.low > 0.5 else "worse" if rate.high < 0.5 else "inconclusive"
+
+
 def number(value: float | None, sign: str = "") -> str:
-    """Three decimals; a dash where there is no number."""
-    return "–" if value is None else f"{value:{sign}.3f}"
+    """Three decimals, of large numbers fewer; a dash where there is no number."""
+    if value is None:
+        return "–"
+    return f"{value:{sign}z.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
 
 
 def interval(given: Interval | None, sign: str = "") -> str:
@@ -95,19 +141,21 @@ def pairwise_sentence(
 
 
 def power_sentence(comparison: Comparison) -> str:
-    """The smallest effects that so many prompts would have shown with 80% power."""
+    """The smallest effects that so many prompts would have shown with 80% power; "" where nothing was to be shown."""
     could = {name: metric.difference.could_see for name, metric in comparison.metrics.items()}
     seen = [f"{metric_name(name)} {size:.3f}" for name, size in could.items() if size]
     parts = ["a true difference of " + ", ".join(seen)] if seen else []
     if comparison.pairwise and comparison.judged:
         decided, rate = comparison.pairwise.wins + comparison.pairwise.losses, comparison.judged.could_see
         parts.append(f"{f'a win rate of {rate:.0%}' if rate else 'no win rate'} on {decided} decided prompts")
+    if not comparison.metrics and not comparison.pairwise:
+        return ""
     could_have = "; ".join(parts)
     return f"With 80% power this run could have seen {could_have or 'no effect of any size'}."
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know besides the table: what is missing or unjudged, and what is to be doubted."""
+    """What a reader must know besides the table: missing and unjudged answers, and reasons for doubt."""
     missing = []
     for arm, gap in comparison.missing.items():
         ids = ", ".join(gap.first) + (", ..." if gap.count > len(gap.first) else "")
@@ -115,8 +163,15 @@ def notes(comparison: Comparison) -> list[str]:
         why = f"; why: {gap.reason}" if gap.reason else ""
         missing.append(f"{arm_name(arm)} has no answer to {count}; differences rest on prompts that both answered{why}")
     unjudged = comparison.pairwise.unjudged if comparison.pairwise else 0
-    left = [f"{unjudged} prompts are unjudged: they count for neither arm and are no ties"] if unjudged else []
+    because = "; ".join(f"{times} times {reason}" for reason, times in comparison.unjudged_because.items())
+    why = f"; why: {because}" if because else ""
+    left = [f"{unjudged} prompts are unjudged: they count for neither arm and are no ties{why}"] if unjudged else []
     left += [f"{n} answers of {arm_name(arm)} have no score" for arm, n in comparison.unscored.items() if n]
+    left += [
+        f"reward rows: implicit rewards of {arm_name(row.policy)} against {arm_name(row.reference)} on {row.n} "
+        f"held-out pairs, beta {row.beta:g}; they show what was learned of the pairs, and not that answers are better"
+        for row in getattr(comparison, "held_out", ())
+    ]
     length = comparison.judged and comparison.judged.length_controlled
     return [*missing, *left, *comparison.warnings, *(length.warnings if length else ())]
 
@@ -161,6 +216,13 @@ def metrics_html(metrics: Mapping[str, Metric], refusal: str | None = None) -> s
     return html_table(header(metrics), table_rows(metrics, refusal), words=["verdict"], caption=caption)
 
 
+def summary_html(comparison: Comparison, refusal: str | None = None) -> str:
+    """The one table of a comparison as HTML."""
+    caption = f"No verdict: {refusal}" if refusal else ""
+    rows = summary_rows(comparison, refusal)
+    return html_table(summary_header(comparison), rows, words=["verdict"], caption=caption)
+
+
 def controls_html(controls: Sequence[Control]) -> str:
     """The controls as HTML: what each must show and what was found; a failed one in red."""
     columns = ("control", "result", "must show", "found")
@@ -172,7 +234,7 @@ def further_tables(report: Report) -> dict[str, str]:
     """The tables that the page folds away, as HTML by title."""
     tables = {}
     if report.greedy:
-        tables["Greedy answers instead of sampled ones"] = metrics_html(report.greedy.metrics, report.refusal)
+        tables["Greedy answers instead of sampled ones"] = summary_html(report.greedy, report.refusal)
     ends = []
     for arm in report.arms:
         stopped, characters = report.stopped.get(arm), report.characters.get(arm)
@@ -182,7 +244,7 @@ def further_tables(report: Report) -> dict[str, str]:
     tables["How answers end, and how long they are"] = html_table(columns, ends)
     contrasts = []
     for row in report.contrasts:
-        # one text, because the first column heads its row
+        # the two arms are one text, because the first column is the header of its row
         who = (f"{arm_name(row.treated)} over {arm_name(row.control)}", metric_name(row.metric))
         verdict = "refused" if report.refusal else row.verdict
         contrasts.append((*who, interval(row.interval, "+"), f"{row.p_holm:.2g}", verdict))
@@ -191,7 +253,7 @@ def further_tables(report: Report) -> dict[str, str]:
         made = html_table(columns, contrasts, words=("metric", "verdict"))
         tables["The other contrasts, under Holm's correction"] = made
     if report.win_rate_at_k:
-        # of K samples of each arm the best ones are compared
+        # for each K, the best of K samples of one arm is compared with the best of K of the other
         rates = [(str(k), interval(rate)) for k, rate in report.win_rate_at_k.items()]
         tables["Best of K against best of K"] = html_table(("K", "win rate, 95%"), rates)
     return tables
@@ -201,16 +263,25 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the table and the pairwise result to a terminal; it fits into 80 columns."""
     console = console or Console()
     table = Table(title=title(report), box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
-    for name in header(report.metrics):
+    for name in summary_header(report):
         table.add_column(literal(name), justify="left" if name in ("metric", "verdict") else "right", no_wrap=True)
-    rows = table_rows(report.metrics, report.refusal)
+    rows = summary_rows(report, report.refusal)
     for *cells, verdict in rows:
-        table.add_row(*map(literal, cells), short(verdict))  # `literal`: brackets in a name are no markup
+        # `literal`: brackets in a name are no markup
+        table.add_row(*map(literal, cells), short(verdict).replace("nothing to compare", "no data"))
     console.print(table)
-    # a narrow column shows the short verdict; the full one follows below the table
-    longer = {} if report.refusal else {cells[0]: cells[-1] for cells in rows if short(cells[-1]) != cells[-1]}
-    sentences = [f"{metric}: {verdict}" for metric, verdict in longer.items()]
-    sentences += [pairwise_sentence(report.pairwise, report.primary, report.refusal), power_sentence(report)]
+    # a narrow column shows the short verdict, and the full one follows below the table; how many prompts a difference
+    # would need is said of what was to be shown, and not of every side figure
+    aside = {
+        metric_name(name) for name in (*report.heuristics, *(report.regression.tasks if report.regression else ()))
+    }
+    longer: dict[str, list[str]] = {}
+    for metric, *_, verdict in rows:
+        if short(verdict) != verdict and not (metric in aside and verdict.startswith("inconclusive: needs")):
+            longer.setdefault(verdict, []).append(metric)
+    sentences = [f"{', '.join(metrics)}: {verdict}" for verdict, metrics in longer.items()]
+    sentences.append(pairwise_sentence(report.pairwise, report.primary, report.refusal))
+    sentences += filter(None, [power_sentence(report)])
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
     for control in report.controls:
@@ -244,12 +315,12 @@ def audit_table(data: dict) -> Table:
 
 
 def audit_title(data: dict) -> str:
-    """How many pairs were audited, and how many of them can be trained on."""
+    """A title: how many pairs were audited, and how many of them can be trained on."""
     return f"{data['rows']:,} pairs audited, {data['kept']:,} to train on"
 
 
 def audit_cells(finding: dict) -> tuple[str, ...]:
     """One finding as a row of strings, in the order of `AUDIT_COLUMNS`."""
-    measured = finding["severity"] != "skipped"  # what was not looked at has no count, not even zero
+    measured = finding["severity"] != "skipped"  # a check that did not run has no count; zero would mislead
     counts = (f"{finding['count']:,}", f"{finding['share']:.1%}") if measured else ("", "")
     return (finding["name"], MARKS[finding["severity"]], *counts, finding["advice"])

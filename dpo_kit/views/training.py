@@ -1,8 +1,8 @@
 """A log of DPO training as figures. All functions are pure: they take the rows of a metrics log.
 
-The figures draw a running, a finished or a stock trainer's log alike. The row of a step is the mean of one batch and
-noisy: it is drawn lightly, with its running mean on top. What was measured on held-out pairs and answers is drawn as
-points that are joined. A panel whose columns a log does not have is left out.
+They draw the log of a running training, of a finished one, or of a stock trainer. The row of a step is the mean of one
+batch and so is noisy: it is drawn as a light line, with its running mean on top. Measurements on held-out pairs and
+answers are drawn as points with lines between them. A panel is left out if the log does not have its columns.
 """
 
 import math
@@ -72,7 +72,7 @@ def training_curves(rows: Sequence[dict]) -> go.Figure:
 def dashboard_figure(rows: Sequence[dict], panels: Sequence[str] | None = None) -> go.Figure:
     """The `rows` of a metrics log as a figure of the `panels` named, or of the live ones that the log has columns for.
 
-    Traces come in a fixed order, so a live figure is brought up to date by giving each of its traces new points.
+    Traces have a fixed order, so a live figure is updated by giving each of its traces new points.
     """
     names = [name for name in LIVE if _has(rows, name)] if panels is None else list(panels)
     height, listed = max(1, (len(names) + 1) // 2), set()  # two panels a row; `listed`: what the legend names already
@@ -115,7 +115,7 @@ def frontier(rows: Sequence[dict], gain: str = HELD_OUT) -> list[tuple[float, fl
 
 
 def frontier_trace(line: Line, rows: Sequence[dict], symbol: str = "diamond") -> go.Scatter:
-    """The column of `line` over the KL that was paid for it, joined in the order of the steps."""
+    """The column of `line` against the KL at the same step, joined in the order of the steps."""
     points = frontier(rows, line.key)
     return _points(line, *(zip(*points, strict=True) if points else ((), (), ()))).update(marker_symbol=symbol)
 

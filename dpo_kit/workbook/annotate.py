@@ -1,16 +1,14 @@
 """A person as judge, in a notebook cell: two answers side by side, one key a label.
 
-`Annotator` does the work: which item comes next, which answer stands on which side, which label was given. It asks the
-file of labels each time, so that a restart, a second window or a kill changes nothing. `AnnotatorWidget` only shows
-it. Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
-told it that the label was committed.
+`Annotator` decides which item comes next and which answer is on which side, and stores the labels. It reads the file of
+labels each time, so that a restart, a second window or a kill loses no label. `AnnotatorWidget` only shows the items.
+Its JavaScript writes every text as text (`textContent`), never as HTML, and says "saved" only after the kernel has
+reported that the label was committed.
 
 The widget is an anywidget, because ipywidgets' boxes decide the focus order, key events and ARIA attributes by
 themselves.
 """
 
-import random
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -22,72 +20,9 @@ from IPython.display import display
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.machine import someone_is_there
-from dpo_kit.preferences.judges import MIRROR
-from dpo_kit.preferences.labels import Choice, Item, Labels, Order, as_items
-from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
-from dpo_kit.visible import reveal
-
-WORDS = {"a": "A is better", "b": "B is better", "tie": "tie", "skip": "skipped"}
-
-
-class Annotator:
-    """One person at work on one list of items, in its order; an item with a label is not asked again."""
-
-    def __init__(self, items: Sequence[Item], name: str, labels: Labels, seed: int = 0) -> None:
-        """Raises DpoKitError where the name is empty or cannot be shown."""
-        if not name.strip() or not name.isprintable():
-            raise DpoKitError(f"annotator {name!r}: give a name that can be read, such as annotator='me'")
-        self.items, self.name, self.labels, self.seed = list(items), name.strip(), labels, seed
-
-    def __repr__(self) -> str:
-        return f"Annotator({self.name!r}, {len(self.items)} items, {self.labels.path.name!r})"
-
-    def verdicts(self) -> dict[str, Verdict]:
-        """This person's verdicts on these items, by item id, oldest first."""
-        mine = {item.id for item in self.items}
-        return {name: verdict for name, verdict in self.labels.verdicts(self.name).items() if name in mine}
-
-    def current(self) -> Item | None:
-        """The first item without a label, or None when all have one."""
-        done = self.verdicts()
-        return next((item for item in self.items if item.id not in done), None)
-
-    def order(self, item: Item) -> Order:
-        """Which answer stands on the left, side A: a coin of this seed, annotator and item, the same at every look."""
-        # Not `hash`, which differs from one process to the next.
-        return random.Random(f"sides/{self.seed}/{self.name}/{item.id}").choice(("ab", "ba"))
-
-    def choose(self, item_id: str, side: Choice, note: str = "") -> str:
-        """Label the current item by the side on the screen, where a is the left one. Returns a sentence to show.
-
-        The id of any other item does nothing: a second click, or one in a window that fell behind, is no second label.
-        """
-        item = self.current()
-        if item is None or item.id != item_id:
-            return "That pair has its label already."
-        order = self.order(item)
-        choice = side if side in ("tie", "skip") or order == "ab" else MIRROR[side]
-        added = self.labels.add(self.name, item, choice, order, note.strip())
-        return f"Saved: {WORDS[side]}." if added else "That pair has its label already."
-
-    def undo(self) -> tuple[str, str]:
-        """Take back the latest label on these items. Returns a sentence to show, and the note of that label."""
-        for name, verdict in reversed(self.verdicts().items()):
-            self.labels.undo(self.name, name)
-            return "Undone: the label was taken back.", verdict.reason
-        return "There is nothing to undo.", ""
-
-    def scene(self, status: str = "", note: str = "") -> dict[str, Any]:
-        """All that the widget shows, as plain data. Sides are `left` and `right`: nothing tells which is which."""
-        item, verdicts = self.current(), self.verdicts()
-        counts = Counter(verdict.winner for verdict in verdicts.values())
-        scene = {"done": len(verdicts), "total": len(self.items), "name": self.name, "status": status, "note": note}
-        if item is None:
-            tally = f"{counts['tie']} ties, {counts['unjudged']} skipped"
-            return scene | {"item": None, "summary": f"{counts['a'] + counts['b']} preferences, {tally}."}
-        left, right = (item.a.text, item.b.text)[:: 1 if self.order(item) == "ab" else -1]
-        turns = [[message.role, reveal(message.text)] for message in item.prompt.messages]
-        return scene | {"item": item.id, "turns": turns, "left": reveal(left), "right": reveal(right)}
+from dpo_kit.preferences.labels import Item, Labels, as_items
+from dpo_kit.preferences.person import Annotator
+from dpo_kit.records import PreferencePair, Prompt, Response
 
 
 class AnnotatorWidget(anywidget.AnyWidget):

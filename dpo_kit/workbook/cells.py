@@ -1,4 +1,4 @@
-"""Small functions that notebook cells call: how a check refuses, what this machine has, rows that two runs share."""
+"""Small functions for notebook cells: show the error of a check, describe this machine, compare two runs."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.results import Metric
 from dpo_kit.views.tables import header, table_rows
 
-TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # ends of names that no seed decides
+TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # these differ between equal runs
 
 
 def without_timings(rows: list[dict]) -> list[dict]:
@@ -24,7 +24,7 @@ def without_timings(rows: list[dict]) -> list[dict]:
 
 @contextmanager
 def refusal() -> Iterator[None]:
-    """Show in a notebook how a check refuses: prints the first line of the DpoKitError that the block raises.
+    """Show in a notebook that a check refuses something: print the first line of the block's DpoKitError.
 
     The folders of paths are left out, because they differ by machine. Raises AssertionError where the block raises no
     DpoKitError, so that a notebook cannot show a check that no longer works.

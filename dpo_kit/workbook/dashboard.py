@@ -1,9 +1,9 @@
-"""DPO training watched from a notebook: panels that move, a Stop button, and a warning where something looks wrong.
+"""DPO training watched from a notebook: live panels, a Stop button, and a warning where something looks wrong.
 
-Training runs in a thread of its own and only hands over rows. The kernel's loop looks at them twice a second and draws
-what is new, so no widget is touched from two threads, and a click is handled while a step is running. When training
-ends, a static figure replaces the live panels, and a saved notebook holds no widget state. Without a person at a
-notebook page only the static figure is shown.
+Training runs in its own thread and only passes rows on. The kernel's event loop checks for new rows twice a second and
+draws them. So only one thread uses the widgets, and a click is handled while a step is running. When training ends, a
+static figure replaces the live panels, so that a saved notebook holds no widget state. Where no person has the
+notebook open, only the static figure is shown.
 """
 
 import asyncio
@@ -28,24 +28,24 @@ from dpo_kit.views.training import LIVE, column, dashboard_figure
 from dpo_kit.workbook.show import show
 from dpo_kit.workbook.training_warnings import TrainingWarning, warnings_in
 
-REDRAW = 0.5  # least seconds between two looks at the log; they grow so that drawing takes at most a fifth of the time
+REDRAW = 0.5  # the least seconds between two updates; longer where drawing would take over a fifth of the time
 
 
 class Dashboard:
-    """What is known so far of one run of `total_steps` steps. `stop` is the event that its button sets.
+    """The rows so far of one run of `total_steps` steps. `stop` is the event that its button sets.
 
-    Where epochs are fractions, so are the steps computed from them: they are rounded up, as the trainer does. A row
-    that arrives again, as after a run was resumed, replaces the earlier one.
+    `total_steps` may be a fraction, where epochs are: it is rounded up, as the trainer does. A row that arrives again,
+    because the run was resumed, replaces the earlier one.
     """
 
     def __init__(self, total_steps: float, stop: threading.Event | None = None, batch_size: int | None = None):
         self.total_steps, self.stop, self.batch_size = math.ceil(total_steps), stop or threading.Event(), batch_size
         self._rows: dict[tuple[float, frozenset[str]], dict] = {}
-        self._arrivals: deque[tuple[float, float]] = deque(maxlen=30)
+        self._arrivals: deque[tuple[float, float]] = deque(maxlen=30)  # (seconds, step): the speed of late, not of all
 
     def on_row(self, row: dict) -> None:
         """Keep a row of the log. The thread that trains calls this, so it draws nothing."""
-        self._rows[row["step"], frozenset(row)] = row
+        self._rows[row["step"], frozenset(row)] = row  # one step has rows of several kinds, such as training and KL
         self._arrivals.append((time.monotonic(), row["step"]))
 
     @property
@@ -54,7 +54,7 @@ class Dashboard:
         return list(self._rows.values())
 
     def warnings(self) -> list[TrainingWarning]:
-        """The warnings that the rows so far give reason for."""
+        """The warnings about the rows so far."""
         return warnings_in(self.rows, self.batch_size)
 
     def progress(self) -> str:
@@ -68,7 +68,7 @@ class Dashboard:
         return " · ".join(parts)
 
     def step(self) -> int:
-        """The newest step of which there is a row."""
+        """The latest step that has a row."""
         return max((row["step"] for row in self.rows), default=0)
 
     async def watch(self, train: Callable[..., Any], *args: Any, callbacks: Sequence[Any] = (), **options: Any) -> Any:
@@ -86,11 +86,11 @@ class Dashboard:
             try:
                 await asyncio.wait({training}, timeout=pause)
             except asyncio.CancelledError:
-                self.stop.set()
+                self.stop.set()  # an interrupt of the cell: keep waiting, because the thread still saves a checkpoint
             began = time.monotonic()
             if live:
                 live.draw()
-            pause = max(REDRAW, 4 * (time.monotonic() - began))
+            pause = max(REDRAW, 4 * (time.monotonic() - began))  # so drawing takes at most a fifth of the time
         error = training.exception()
         above = str(error or self.progress())
         show_training(self.rows, self.batch_size, above, live.close() if live else display)
@@ -98,7 +98,7 @@ class Dashboard:
 
 
 class Controls(anywidget.AnyWidget):
-    """Progress and the Stop button. `announced` is what a screen reader says, so it changes seldom."""
+    """Progress and the Stop button. A screen reader reads `announced` at each change, so it changes seldom."""
 
     _esm = Path(__file__).with_name("dashboard.js")
     _css = Path(__file__).with_name("dashboard.css")
@@ -114,7 +114,7 @@ class Controls(anywidget.AnyWidget):
         """Send the state of the run to the page."""
         run = self.run
         stopping = run.stop.is_set()
-        tenth = run.total_steps // 10 or 1
+        tenth = run.total_steps // 10 or 1  # a screen reader would otherwise read every step
         announced = ["Stopping after the step under way, with a checkpoint." if stopping else "Training."]
         announced += [f"Step {run.step() // tenth * tenth} of {run.total_steps}."]
         announced += [f"Warning: {warning.text}" for warning in run.warnings()]
@@ -140,7 +140,7 @@ class Live:
     def draw(self) -> None:
         """Bring everything up to date, if the log has grown."""
         rows = self.run.rows
-        if len(rows) == self._drawn:
+        if len(rows) == self._drawn:  # sending the figure again would only slow down training
             return
         self._drawn = len(rows)
         self.controls.draw()

@@ -1,7 +1,7 @@
-"""DPO without a trainer, as notebook 02 writes it: pairs to a batch, log-probs, the loop.
+"""DPO without a trainer, as notebook 02 writes it: from pairs to a batch, log-probs, and the training loop.
 
-What was left out of a real trainer: checkpoints, logging, several devices, mixed precision. What is left is the whole
-method, and it agrees with TRL's step by step.
+A real trainer also has checkpoints, logging, several devices and mixed precision. They are left out here. The rest is
+the whole method, and each step agrees with TRL's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ class Batch:
 def encode(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[list[int], list[int], list[int]]:
     """Ids of the prompt, the chosen and the rejected answer; both answers end in EOS, so that stopping is learnt too.
 
-    Prompt and answer are tokenised apart, so the border between them is exact by construction.
+    Prompt and answer are tokenised separately, so the border between them is exact by construction.
     """
     answers = (tokenizer(side.text)["input_ids"] + [tokenizer.eos_token_id] for side in (pair.chosen, pair.rejected))
     return prompt_ids(tokenizer, pair.prompt), *answers
@@ -48,6 +48,7 @@ def collate(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair])
         completion_mask  [[0, 0, 1, 1], [0, 0, 1, 0]]
     """
     prompts, chosen, rejected = zip(*(encode(tokenizer, pair) for pair in pairs), strict=True)
+    # all chosen rows first, so that `chunk(2)` splits every result into chosen and rejected
     inputs, completion_mask = pad_completions(tokenizer, [*prompts, *prompts], [*chosen, *rejected])
     return Batch(inputs["input_ids"], inputs["attention_mask"], completion_mask)
 
@@ -55,9 +56,9 @@ def collate(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair])
 def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """log pi(y_t | x, y_<t) at each completion token, zero elsewhere: `(B, T - 1)` from `(B, T, V)` and `(B, T)`.
 
-    The logits at position t - 1 predict the token at t, which is why one position is lost.
+    The logits at position t - 1 predict the token at t, so the result has one position less.
     """
-    logps = logits[:, :-1].log_softmax(dim=-1)
+    logps = logits[:, :-1].log_softmax(dim=-1)  # (B, T - 1, V)
     return logps.gather(-1, input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) * completion_mask[:, 1:]
 
 
@@ -68,12 +69,12 @@ def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor)
 
 def pair_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """log pi(y_w | x) and log pi(y_l | x) of a batch, `(B,)` each, in one forward pass."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (2B, T, V)
     return completion_logps(logits, batch.input_ids, batch.completion_mask).chunk(2)
 
 
 def score(model: nn.Module, batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-    """`pair_logps` of every batch, without gradients: what precomputing a reference means."""
+    """`pair_logps` of every batch, without gradients. This is how a reference is precomputed."""
     with torch.no_grad():
         return [pair_logps(model, batch) for batch in batches]
 
@@ -96,7 +97,7 @@ def train(
     optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / len(batches))
     for batch, ref in zip(batches, reference, strict=True):
-        policy = pair_logps(model, batch)
+        policy = pair_logps(model, batch)  # two tensors (B,)
         value = loss((*policy, *ref), batch).mean()
         optimiser.zero_grad()
         value.backward()

@@ -1,6 +1,6 @@
 """The reflection at the end of a comparison: about 300 words that begin with the run's own numbers.
 
-The numbers are filled in. What they mean is left blank, since no program knows it.
+The numbers are filled in. Their interpretation is left blank for the reader to write.
 """
 
 from dpo_kit.evaluation.results import Report

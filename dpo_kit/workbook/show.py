@@ -1,4 +1,4 @@
-"""How the lessons show a figure so that it lasts, and the marks that stand in place of colour.
+"""How the lessons store a figure in a notebook, and the patterns and marks that repeat what colours say.
 
 A shown figure is stored three times: as an interactive figure for JupyterLab, as an SVG for places that run no
 JavaScript, and as a sentence for readers who cannot see it.
@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 DASHES = {"base": "dot", "sft": "dash", "dpo": "solid", "chosen": "solid", "rejected": "dash", "reference": "dot"}
-# Colour alone tells nothing to some readers, so the n-th line, marker or bar of a figure takes the n-th of these too.
+# Some readers cannot tell colours apart, so the n-th line, marker or bar of a figure also has the n-th of these.
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 HATCHES = ("", "/", ".", "x", "-", "+", "|", "\\")
 

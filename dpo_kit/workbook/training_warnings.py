@@ -1,9 +1,9 @@
 """Warnings about a DPO training, from the rows of its metrics log; each links to the lesson that explains it.
 
-A warning compares one stretch of the log with another, and asks for more than the noise of one row: a mean over the
-last quarter of the steps that lies beyond two standard errors, or two measurements in a row. Thresholds are rules of
-thumb, set so that the shipped run of the tiny profile is quiet, and a warning is a reason to look, not a verdict. A
-rule whose columns a log does not have says nothing.
+A warning compares one part of the log with another. The noise of one row is not enough for it: either a mean over the
+last quarter of the steps must lie beyond two standard errors, or two measurements in a row must agree. The thresholds
+are rules of thumb, chosen so that the shipped run of the tiny profile has no warning. A warning is a reason to look at
+the run and does not prove a fault. A rule is skipped if the log does not have its columns.
 """
 
 import math
@@ -17,7 +17,7 @@ from scipy.stats import linregress
 from dpo_kit.views.training import column
 
 PAPER, GRADIENT, DATA = "01_paper_math.ipynb", "02_loss_and_gradient.ipynb", "04_preference_data.ipynb"
-FEWEST = 8  # with fewer steps there is no word on a trend
+FEWEST = 8  # with fewer steps nothing is said about a trend
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingWarning:
 
 
 def warnings_in(rows: Iterable[dict], batch_size: int | None = None) -> list[TrainingWarning]:
-    """Every warning that the rows of a metrics log, or of a stock trainer's, give reason for.
+    """All warnings about the rows of a metrics log, or of a stock trainer's log.
 
     `batch_size` is the number of pairs behind one row; where it is not known, it is guessed from the accuracies.
     """
@@ -45,6 +45,7 @@ def warnings_in(rows: Iterable[dict], batch_size: int | None = None) -> list[Tra
 
 def _last_quarter(rows: Sequence[dict], name: str) -> list[float]:
     values = [value for _, value in column(rows, name)]
+    # at least five values, because a standard error of fewer means little
     return values[-max(5, len(values) // 4) :] if len(values) >= FEWEST else []
 
 
@@ -67,7 +68,7 @@ def _not_finite(rows: Sequence[dict]) -> TrainingWarning | None:
 def _chosen_falling(rows: Sequence[dict]) -> TrainingWarning | None:
     chosen, margin = _last_quarter(rows, "rewards/chosen"), _last_quarter(rows, "rewards/margins")
     falls = _surely_positive([-reward for reward in chosen]) and _surely_positive(margin)
-    if not falls or -mean(chosen) < mean(margin) / 4:
+    if not falls or -mean(chosen) < mean(margin) / 4:  # a small fall beside a large margin is usual
         return None
     nats = _last_quarter(rows, "log_ratios/chosen")
     by = f" by {-mean(nats):.1f} nats" if nats else f", a reward of {mean(chosen):.2f}"
@@ -85,6 +86,7 @@ def _held_out_turning(rows: Sequence[dict]) -> TrainingWarning | None:
     peak_step, peak = max(held_out, key=lambda point: point[1], default=(0, 0.0))
     since = column([row for row in rows if row["step"] >= peak_step], "rewards/margins")
     after = [value for step, value in held_out if step > peak_step][-2:]
+    # both later measurements must be a tenth below the peak, so that the noise of one of them is not enough
     if len(after) < 2 or max(after) > 0.9 * peak or len(since) < FEWEST:
         return None
     trend = linregress(*zip(*since, strict=True))
@@ -104,6 +106,7 @@ def _kl_running_away(rows: Sequence[dict]) -> TrainingWarning | None:
     (middle, before), (_, now) = kl[len(kl) // 2], kl[-1]
     noise = 3 * max((row.get("kl/standard_error", 0.0) for row in rows if "kl/sequence" in row), default=0.0)
     margins = [value for step, value in column(rows, "eval_rewards/margins") if step >= middle]
+    # a growing KL is no fault while the held-out margin grows with it
     paid_for = len(margins) > 1 and margins[-1] > 1.25 * margins[0] > 0
     if paid_for or now < 2 * before or now - before < max(1.0, noise):
         return None
@@ -155,6 +158,7 @@ def _ends(rows: Sequence[dict], name: str) -> tuple[float, list[float]]:
 
 def _batch_of_one(rows: Sequence[dict], batch_size: int | None) -> TrainingWarning | None:
     seen = [value for _, value in column(rows, "rewards/accuracies")]
+    # a mean over several pairs would also take values between 0 and 1
     certain = set(seen) <= {0.0, 1.0} and (batch_size == 1 or (batch_size is None and len(set(seen[1:])) == 2))
     return TrainingWarning(
         "batch of one", "The accuracy is always 0 or 1: each row has the accuracy of a single pair.",

@@ -1,4 +1,4 @@
-"""What all commands have in common: the result as JSON, exit codes, help."""
+"""What all commands share: the result as JSON, exit codes, and help."""
 
 import json
 import re

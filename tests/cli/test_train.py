@@ -1,8 +1,9 @@
-"""`train`: own pairs in any form end in a released adapter; what is wrong is said before anything is trained."""
+"""`train` makes a released adapter from pairs in any format, and reports errors before it trains anything."""
 
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pyarrow
 import pyarrow.csv
@@ -262,7 +263,10 @@ def test_a_chosen_answer_is_demonstrated_once(tmp_path):
     ("arguments", "message"),
     [
         (["--pairs", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--pairs", "nobody/no-such-data"], "nobody/no-such-data: no data set there with a split 'train'"),
+        (
+            ["--pairs", "nobody/no-such-data"],
+            "nobody/no-such-data: no file or folder, and no data set on the Hub with a split 'train'",
+        ),
         (["--set", "dpo.bta=1"], "unknown key dpo.bta; did you mean 'beta'?"),
         (["--set", "dpo"], "'dpo' sets nothing; write TABLE.KEY=VALUE"),
         (["--model", "nobody/none"], "nobody/none: no model configuration there"),
@@ -317,7 +321,7 @@ def test_a_plan_reads_a_folder_as_the_training_does(plan, tmp_path):
 def test_a_plan_for_a_file_that_is_not_there_is_refused(plan, source):
     code, said, data = plan("--pairs", source)
     assert code == 2
-    assert source in said
+    assert f"{Path(source)}: no such file" in said or f"{source}: no file or folder" in said
     assert data == {"error": said.removeprefix("error: ").strip()}
 
 

@@ -1,4 +1,4 @@
-"""Any list of arms: adapters, models, ready answers, and an endpoint that misbehaves in each known way."""
+"""Arms of every kind: adapters, models, files of answers, and an endpoint with every known kind of failure."""
 
 import itertools
 import json
@@ -321,7 +321,7 @@ def test_a_model_of_its_own_answers_as_the_base_does_and_leaves_the_memory(small
     assert arm.base._arms is None
     for name in ("chat_template.jinja", "manifest.json"):
         (folder / name).unlink()
-    with pytest.raises(DpoKitError, match="no chat template; give a model that was trained to chat"):
+    with pytest.raises(DpoKitError, match="no chat template, as base models have none; give one with --chat-template"):
         arm.answer(incidents[:1], GREEDY)
 
 

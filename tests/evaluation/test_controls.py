@@ -1,4 +1,4 @@
-"""Each control is tried both ways: an honest judge passes, and a judge with the fault it looks for fails it."""
+"""Each control is tested twice: an honest judge passes it, and a judge with the fault that it looks for fails it."""
 
 import csv
 import random

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.scoring import checked, rate_all, same_judge
+from dpo_kit.evaluation.scoring import checked, rate_all, same_judge, unjudged_because
 from dpo_kit.records import PreferencePair, Prompt, Response, Verdict
 from dpo_kit.triage import rubric
 from dpo_kit.triage.incidents import Incident
@@ -79,3 +79,23 @@ def test_the_judge_that_labelled_the_training_pairs_is_named():
     assert "(rubric) also labelled the training pairs" in same_judge([verdict("rubric")], pairs)
     assert same_judge([verdict("another")], pairs) is None
     assert same_judge([], pairs) is None
+
+
+def test_the_reasons_of_unjudged_prompts_are_counted_without_what_they_quote():
+    def unjudged(reason, in_orders=None):
+        return Verdict(winner="unjudged", judge="j", reason=reason, in_orders=in_orders)
+
+    both = "first shown first: {}; second shown first: {}"
+    given = [
+        unjudged("malformed reply: not one JSON object: 'A is'"),
+        unjudged(both.format("fine", "malformed reply: not one JSON object: 'B: \"is\"'"), ("a", "unjudged")),
+        unjudged(both.format("budget: up to 0.0123 dollars more", "fine"), ("unjudged", "b")),
+        unjudged(both.format("budget: up to 0.5 dollars more", "refused"), ("unjudged", "unjudged")),
+        unjudged(""),
+        Verdict(winner="tie", judge="j", reason="equal"),
+    ]
+    assert unjudged_because(given) == {
+        "malformed reply: not one JSON object": 2,
+        "budget: up to ... dollars more": 2,
+        "no reason given": 1,
+    }

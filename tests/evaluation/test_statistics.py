@@ -1,4 +1,4 @@
-"""Intervals and tests against published figures, independent implementations, and what must always hold."""
+"""Statistics are compared with published figures and independent implementations, and their invariants are tested."""
 
 import json
 from dataclasses import asdict

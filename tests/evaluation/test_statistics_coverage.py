@@ -1,4 +1,4 @@
-"""The intervals cover as often as they say: the benchmark's own cells, at the size that is hardest."""
+"""Simulated coverage of the 95% intervals: cells of the benchmark, at the number of prompts that is hardest."""
 
 import numpy as np
 import pytest

@@ -70,7 +70,7 @@ def test_an_answer_says_that_it_ended_by_itself_where_its_tokens_hold_eos(arms, 
 
 def test_what_follows_eos_is_cut_off_and_eos_stays():
     ids = torch.tensor([[7, 7, 5, 2, 0], [7, 7, 5, 6, 4], [7, 7, 2, 5, 2]])  # (B, T): two tokens of prompt, EOS is 2
-    assert answers_in(ids, 2, eos=2) == [[5, 2], [5, 6, 4], [2]]
+    assert answers_in(ids, 2, [2]) == [[5, 2], [5, 6, 4], [2]]
 
 
 def test_an_answer_says_whether_it_was_cut_off(arms, incidents):

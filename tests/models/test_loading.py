@@ -48,7 +48,7 @@ def test_a_pickled_model_is_not_loaded(copy):
         (copy / name).unlink()
     elsewhere = copy.rename(copy.with_name("pickled"))
     torch.save(weights, elsewhere / "pytorch_model.bin")
-    with pytest.raises(DpoKitError, match="the model cannot be loaded"):
+    with pytest.raises(DpoKitError, match=r"only pytorch_model.bin there, and pickled weights are not loaded"):
         load_base(load_profile("tiny", model={"path": str(elsewhere)}))
 
 

@@ -1,4 +1,4 @@
-"""The estimate against what is really allocated, wherever a CPU can count it to the byte."""
+"""The memory estimate is compared with real allocations, where a CPU can count them to the byte."""
 
 import math
 

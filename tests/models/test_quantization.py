@@ -1,4 +1,4 @@
-"""4-bit layers: what they hold, and what they compute without bitsandbytes' own kernels."""
+"""4-bit layers: their weights, and their products without bitsandbytes' own kernels."""
 
 import bitsandbytes as bnb
 import pytest

@@ -1,4 +1,4 @@
-"""The store: what was acknowledged is there, whatever happened in between."""
+"""The store: a value that was acknowledged is still there after kills, errors and concurrent writers."""
 
 import multiprocessing
 import random

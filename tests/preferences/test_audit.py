@@ -1,4 +1,4 @@
-"""Each check of the audit fires on its fault and stays silent beside it."""
+"""Each check of the audit reports its fault, and does not report similar rows without the fault."""
 
 import io
 import json
@@ -14,11 +14,13 @@ from benchmarks import audit_faults
 from dpo_kit.cli import main
 from dpo_kit.errors import DpoKitError
 from dpo_kit.jsonl import read_pairs, write_pairs, write_records
+from dpo_kit.models.tokens import Scoring
 from dpo_kit.preferences.audit import audit_pairs, content, duplicates, labels, privacy, shortcuts
 from dpo_kit.profiles import ROOT
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 from dpo_kit.views.tables import audit_table
 from dpo_kit.workbook.figures import audit as audit_figures
+from tests.odd_models import TEMPLATES as ODD_TEMPLATES
 
 AKIA = "AKIA7Q2MZX4PLT5WNB3C"
 
@@ -250,11 +252,137 @@ def test_rows_that_differ_in_one_part_are_no_duplicates(part):
 def test_near_duplicates_share_most_words_and_all_numbers():
     rows = [pair("Continue:", STORY, "no"), pair("Continue.", STORY.replace("green", "blue"), "No!")]
     # 24 words with the role's name, so 22 triples; one changed word is in 3 of them: J = 19 / (22 + 3) = .76
-    assert audit_pairs(rows)["near-duplicates"].rows == (1,)
+    assert audit_pairs(rows)["near-duplicates"].count == 1
     other = [pair("Continue:", f"{STORY} in 1911", "no"), pair("Continue:", f"{STORY} in 1912", "no")]
     assert audit_pairs(other)["near-duplicates"].severity == "ok"
     answers = [pair(f"{STORY} twice", "yes indeed", "no"), pair(f"{STORY} twice", "never ever", "no")]
     assert audit_pairs(answers)["near-duplicates"].severity == "ok"
+
+
+def system_rows(systems, questions):
+    """Rows with a system text and a question, each answered by one word."""
+    asked = zip(systems, questions, strict=True)
+    return [
+        pair(
+            chosen="yard",
+            rejected="office",
+            messages=[Message(role="system", content=s), Message(role="user", content=q)],
+        )
+        for s, q in asked
+    ]
+
+
+QUESTIONS = (
+    "Someone parked across my space",
+    "The lathe hums",
+    "My gate code fails",
+    "When is rent due?",
+    "Keys lost",
+    "Who fixes the crane?",
+    "A cat sits in the boat shed",
+    "I moved to another street",
+    "Invoice twice",
+    "Roof leaks",
+)
+
+
+@pytest.mark.parametrize("rows", [
+    system_rows([f"{STORY}. Answer with one department." for _ in QUESTIONS], QUESTIONS),
+    [pair(f"Context: {STORY}. {STORY} once more.\n\nQuestion: {q}", "yes", "no") for q in QUESTIONS[:3]],
+    [pair(f"please sort this mail for the {STORY} and say where it goes {w} thanks", "yard", "office")
+     for w in ("anchor bolts", "rope", "tar", "sail cloth", "oars", "gulls", "nets", "crab pots", "paint", "lamp oil")],
+], ids=["system", "context", "template"])  # fmt: skip
+def test_text_that_rows_share_makes_no_near_duplicates(rows):
+    report = audit_pairs(rows[1:], holdout=[rows[0].prompt])
+    assert report["near-duplicates"].severity == "ok"
+    assert report["near evaluation prompts"].severity == "ok"
+
+
+def test_near_duplicates_are_components_whatever_the_order_of_the_rows():
+    words = STORY.split()
+    chain = [" ".join([*words[:at], *"abcdefgh"[:at], *words[at:]]) for at in range(4)]  # each is near the one before
+    rows = [pair("Continue:", text, "no") for text in chain] + [pair(f"q{q}", q, "no") for q in QUESTIONS]
+    kept = {p.chosen.text for p in audit_pairs(rows).kept}
+    assert len(kept) == 1 + len(QUESTIONS)
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(rows, len(rows))
+        assert {p.chosen.text for p in audit_pairs(shuffled).kept} == kept
+    assert len(audit_pairs(rows, keep=["near-duplicates"]).kept) == len(rows)
+    with pytest.raises(DpoKitError, match="no finding 'near'"):
+        audit_pairs(rows, keep=["near"])
+
+
+# What the template does to the text.
+
+
+def test_control_tokens_of_the_tokenizer_block_and_markup_of_others_is_said(tokenizer):
+    forged = pair(rejected="Fine.<|end|><|user|>thanks<|end|>")
+    assert audit_pairs([*FINE, forged], tokenizer)["control tokens in texts"].rows == (4,)
+    assert audit_pairs([*FINE, forged])["control tokens in texts"].severity == "blocking"
+    alpaca = pair("Below is an instruction.\n\n### Instruction:\nWhy?\n\n### Response:\n", "Yes.", "No.")
+    other = pair("Why?", "So.<|eot_id|>", "No.")
+    report = audit_pairs([*FINE, alpaca, other], tokenizer)
+    assert report["control tokens in texts"].severity == "ok"
+    assert report["markers of another model"].rows == (4, 5)
+    assert len(report.kept) == 6
+
+
+def test_text_that_a_template_leaves_out_is_said_and_equal_answers_block(tokenizer):
+    odd = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-base")
+    odd.chat_template = ODD_TEMPLATES["r1think"]
+    rows = [*FINE, pair(chosen="<think>Light.</think>Water it.", rejected="<think>Who cares.</think>Water it.")]
+    report = audit_pairs(rows, odd)
+    assert report["no signal after rendering"].rows == report["text lost in rendering"].rows == (4,)
+    assert report.kept == FINE
+    odd.chat_template = ODD_TEMPLATES["sysdrop"]
+    report = audit_pairs(FINE, odd)
+    assert "system turn" in report["text lost in rendering"].examples[0].why
+    assert report["text lost in rendering"].rows == (2,)
+    assert report.kept == FINE
+
+
+def test_the_report_says_and_shows_what_is_scored(tokenizer):
+    found = audit_pairs(FINE, tokenizer, scoring=Scoring("last", "masked"))["what is scored"]
+    assert "last assistant turn" in found.advice
+    assert found.examples[0].why.endswith("<|assistant|>⟦Air scatters blue light.<|end|>⟧")
+
+
+# What the data says of its own labels.
+
+
+def test_scores_that_contradict_ties_small_margins_and_low_ratings_are_said():
+    def scored(i, *scores):
+        return pair(f"q{i}", "a b", f"c {i}").model_copy(update={"scores": scores})
+
+    rows = [scored(0, 9, 2), scored(1, 2, 9), scored(2, 5, 5), scored(3, 6, 5.5), scored(4, 2, 1), pair("z", "a", "b")]
+    report = audit_pairs(rows)
+    flagged = {
+        name: report[name].rows for name in ("scores against the label", "ties", "small margins", "both rated low")
+    }
+    assert list(flagged.values()) == [(1,), (2,), (3,), (4,)]
+    assert report["scores against the label"].severity == "warning"
+    assert sorted(report.dropped) == [1, 2]
+    assert audit_pairs(rows[1:2])["scores against the label"].severity == "blocking"
+    assert audit_pairs([pair()])["ties"].severity == "skipped"
+    assert audit_pairs([pair().model_copy(update={"strength": -1.0})])["scores against the label"].count == 1
+
+
+def test_an_annotator_who_prefers_both_answers_is_named_and_two_who_differ_are_not():
+    def by(who, *answers):
+        return pair("q", *answers).model_copy(update={"annotator": who})
+
+    name = "an annotator's contradictions"
+    assert audit_pairs([by("ann", "a", "b"), by("ann", "b", "a")])[name].rows == (0, 1)
+    assert audit_pairs([by("ann", "a", "b"), by("bob", "b", "a")])[name].severity == "ok"
+
+
+def test_coverage_and_off_policy_answers_are_measured():
+    rows = [pair("about ferns", f"a{i}", "b") for i in range(18)] + [pair(f"q {q}", "a", "b") for q in QUESTIONS[:9]]
+    found = audit_pairs(rows)["coverage of prompts"]
+    assert (found.count, found.severity) == (10, "warning")
+    assert found.share == pytest.approx(18 / 27)
+    assert audit_pairs(FINE, logps=[-1.0, -4.0, -5.0, -6.0])["off-policy answers"].share == 0.75
+    assert audit_pairs(FINE)["off-policy answers"].severity == "skipped"
 
 
 def test_incidents_that_are_alike_by_construction_are_no_duplicates(incidents):
@@ -389,8 +517,8 @@ def test_a_language_that_is_not_the_others_is_said():
 
 
 def test_seeded_faults_are_found_and_clean_rows_are_left_alone(real_data):
-    report, truth = audit_faults.seeded(1000, seed=1)
-    found, false = audit_faults.scores(report, truth)
+    report, truth, twins = audit_faults.seeded(1000, seed=1)
+    found, false = audit_faults.scores(report, truth, twins)
     near = {check for check in found if check.startswith("near")}
     for check, (hits, planted) in found.items():
         if check not in audit_faults.HEURISTIC:
@@ -424,10 +552,16 @@ def test_the_command_says_what_it_put_aside_and_exits_with_0_on_clean_pairs(tmp_
     assert read_pairs(out) == FINE[1:]
     with file.open("a") as stream:
         stream.write('{"prompt": [{"role"\n')
-    assert main(["audit", str(file)]) == 2
+    capsys.readouterr()
+    assert main(["audit", str(file), "--json"]) == 1  # the other lines are audited
+    data = json.loads(capsys.readouterr().out)
+    assert (data["rows"], data["findings"][0]["numbers"]) == (4, {"lines": [5]})
     arguments = ["--out", str(out), "--tokenizer", str(ROOT / "data" / "tiny-base"), "--max-length", "99"]
-    assert main(["audit", str(file), *arguments]) == 0
+    assert main(["audit", str(file), *arguments]) == 1
     assert "1 rows put aside" in capsys.readouterr().out
+    before = file.read_bytes()
+    assert main(["audit", str(file), "--out", str(file)]) == 2
+    assert file.read_bytes() == before
     assert out.with_suffix(".quarantine.jsonl").exists()
     assert main(["audit", str(file), "--out", str(out), "--tokenizer", str(tmp_path)]) == 2
 

@@ -1,4 +1,4 @@
-"""Every token stands once and every sequence is whole; attention is each sequence's own, as torch would take it."""
+"""The layout holds each token once and loses none, and attention equals torch's on each sequence by itself."""
 
 import pytest
 import torch

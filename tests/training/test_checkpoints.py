@@ -1,4 +1,4 @@
-"""A checkpoint counts when every byte is as it was written, and in no other case."""
+"""A checkpoint is used only if every byte is as it was written."""
 
 import json
 import os

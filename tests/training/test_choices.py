@@ -1,4 +1,4 @@
-"""What a reader may choose for a training: the loss, its labels' noise, the optimiser, where it starts, how it ends."""
+"""Choices for a training: the loss, label smoothing, the optimiser, the start of DPO, and how it stops."""
 
 import math
 import threading

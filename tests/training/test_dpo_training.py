@@ -1,4 +1,4 @@
-"""What must hold before, during and after training, and that its absence is noticed."""
+"""Conditions before, during and after training, and that each violation is noticed."""
 
 import json
 import math

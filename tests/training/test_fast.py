@@ -402,7 +402,7 @@ def test_twenty_steps_have_trls_loss_curve(tokenizer):
     ("kind", "options", "reason"),
     [
         ("mistral", {"sliding_window": 16}, "sliding window"),
-        ("gemma3_text", {"head_dim": 8}, "layers of another kind"),
+        ("gemma3_text", {"head_dim": 8}, "layers that the fast path does not know"),
         ("mixtral", {"num_local_experts": 2}, "experts"),
         ("granite", {"logits_scaling": 2.0}, "rescaled"),
         ("llama", {}, None),

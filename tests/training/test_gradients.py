@@ -1,4 +1,4 @@
-"""The gradient that training computes is compared with an independent one, and each way to spoil it is noticed."""
+"""The check that compares training's gradient with an independent one notices every kind of wrong gradient."""
 
 import bitsandbytes as bnb
 import pytest

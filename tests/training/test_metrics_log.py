@@ -1,4 +1,4 @@
-"""The log is durable, tells whoever listens, and is read back from stock trainers too."""
+"""The metrics log is durable and calls its subscribers, and logs of stock trainers can be read too."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The reference cache hits where the numbers are the same, and only there."""
+"""The reference cache is used where the log-probs would be the same, and only there."""
 
 import copy
 

@@ -84,7 +84,7 @@ def test_nothing_is_released_that_is_not_proved(run, tmp_path):
 def test_the_released_adapter_is_the_trained_one_with_a_card_and_safetensors_only(run, released):
     kept = hashes(run[0] / "dpo" / "adapter", skip=("README.md",))
     assert hashes(released / "adapter", skip=("README.md", "dpo_kit.json")) == kept
-    assert set(kept) == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert set(kept) == {"adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"}
     assert not [path for path in released.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 

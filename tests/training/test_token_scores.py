@@ -1,4 +1,4 @@
-"""Scores in parts are those of the whole, and the gradient left on the way forward is autograd's."""
+"""Scores computed block by block equal those of all logits, and the gradient of the forward pass equals autograd's."""
 
 import pytest
 import torch

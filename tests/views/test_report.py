@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.evaluation.results import Control, Gap, from_data
+from dpo_kit.evaluation.results import Control, Gap, HeldOut, Interval, Regression, from_data
 from dpo_kit.views.answer_browser import answer_browser
 from dpo_kit.views.report import read_report, write_report
 from dpo_kit.views.tables import (
@@ -20,9 +20,12 @@ from dpo_kit.views.tables import (
     html_table,
     metrics_html,
     notes,
+    number,
     pairwise_sentence,
     power_sentence,
     print_report,
+    summary_header,
+    summary_rows,
     table_rows,
 )
 from dpo_kit.workbook.cells import markdown_table
@@ -69,6 +72,58 @@ def test_the_terminal_table_fits_into_eighty_columns(comparison):
             assert all(cell in out.getvalue() for cell in row[:-1])
     assert "control padded FAILED: 120 wins" in out.getvalue()
     assert "better" not in out.getvalue()
+
+
+def everything(comparison):
+    """The report of the comparison, with a row of every kind."""
+    metric = comparison.report.metrics["faithfulness"]
+    higher = replace(metric, difference=replace(metric.difference, verdict="higher"))
+    two = replace(metric, means={arm: metric.means[arm] for arm in ("sft", "dpo")})
+    accuracy = HeldOut("dpo", "sft", 0.1, 40, Interval(0.7, 0.6, 0.8), None, "above one half", "nothing to compare")
+    return replace(
+        comparison.report,
+        metrics={**comparison.report.metrics, "judge_score": metric},
+        heuristics={"words": replace(higher, means=dict.fromkeys(metric.means, 1234.5)), "distinct_bigrams": higher},
+        held_out=(accuracy,),
+        regression=Regression("sft", "dpo", 120, log_loss=two, tasks={"all_tasks": two, "copying": two}),
+    )
+
+
+def test_one_table_holds_scores_ratings_heuristics_rewards_what_was_forgotten_and_who_is_preferred(comparison):
+    report = everything(comparison)
+    rows = {row[0]: row[1:] for row in summary_rows(report)}
+    assert list(rows)[-9:] == [
+        "judge's rating, 1-5", "words", "distinct bigrams", "reward accuracy", "reward margin", "log-loss, bits/byte",
+        "tasks passed", "copying", "preferred, pairwise",
+    ]  # fmt: skip
+    assert {len(row) for row in rows.values()} == {len(summary_header(report)) - 1}
+    assert rows["words"][0] == "1234"
+    assert rows["reward accuracy"] == ("–", "–", "0.700", "0.700 [0.600, 0.800]", "above one half")
+    assert rows["log-loss, bits/byte"][0] == "–", "the base was not asked"
+    pairwise = report.pairwise
+    decided = pairwise.wins + pairwise.losses
+    assert rows["preferred, pairwise"][:3] == (
+        "–", f"{pairwise.losses / decided:.3f}", f"{pairwise.wins / decided:.3f}",
+    )  # fmt: skip
+    assert rows["preferred, pairwise"][-1] == "better"
+    lost = replace(pairwise, win_rate=Interval(0.4, 0.3, 0.45))
+    assert summary_rows(replace(report, pairwise=lost))[-1][-1] == "worse"
+    assert summary_rows(replace(report, pairwise=replace(lost, win_rate=None)))[-1][-1] == "nothing to compare"
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=80))
+    assert "…" not in out.getvalue(), "it fits into 80 columns"
+    assert all(name in out.getvalue() for name in rows)
+    assert from_data(json.loads(report.to_json())) == replace(report, outcomes=())
+
+
+def test_a_refusal_is_of_the_judge_and_leaves_what_needs_none(comparison):
+    rows = {row[0]: row[-1] for row in summary_rows(everything(comparison), REFUSAL)}
+    assert {rows["preferred, pairwise"], rows["judge's rating, 1-5"], rows["severity match"]} == {"refused"}
+    assert (rows["words"], rows["reward accuracy"]) == ("higher", "above one half")
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    assert (number(-0.0001), number(-0.0001, "+"), number(12.34), number(None)) == ("0.000", "+0.000", "12.3", "–")
 
 
 def test_the_markdown_table_is_rectangular_and_speaks(comparison):

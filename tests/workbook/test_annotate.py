@@ -11,8 +11,9 @@ from nbclient import NotebookClient
 from benchmarks.kill_annotation import item
 from dpo_kit.errors import DpoKitError
 from dpo_kit.preferences.labels import Item, Labels
+from dpo_kit.preferences.person import Annotator
 from dpo_kit.records import Message, Prompt, Response
-from dpo_kit.workbook.annotate import Annotator, AnnotatorWidget, annotate, static_page
+from dpo_kit.workbook.annotate import AnnotatorWidget, annotate, static_page
 
 ITEMS = [item(number) for number in range(12)]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -1,4 +1,4 @@
-"""The annotator in a real JupyterLab: by keyboard alone, named for a screen reader, and deaf to what answers say."""
+"""The annotator in a real JupyterLab: keyboard only, with names for a screen reader, and answers that are never run."""
 
 import nbformat
 import pytest

@@ -1,6 +1,6 @@
-"""Two arms on the same prompts: which one wins how often, what that shows, and what it could have shown.
+"""Two arms on the same prompts: how often each wins, what that shows, and how small an effect it could show.
 
-Here are win rates, the sign test and best of K. Tests that were looked at together are corrected by Holm's method.
+Here are win rates, the sign test and best of K. Several tests of one evaluation are corrected by Holm's method.
 `verdict_text` says in words what an interval shows, which may be "inconclusive".
 """
 
@@ -131,7 +131,7 @@ def verdict_text(
     if low > 0 or high < 0:
         return "better" if (low > 0) == higher_is_better else "worse"
     edge = smallest_interesting or 0.0
-    if max(-low, high) < edge:  # both ends, so the one that is further away decides
+    if max(-low, high) < edge:  # both ends must lie within X, so compare the one that is further from null
         return f"no difference larger than {edge:g}"
     distance = max(mean, edge - mean)
     if distance < 1e-9:
@@ -145,7 +145,7 @@ def _two_digits(number: float) -> int:
 
 
 def smallest_effect(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true mean difference that a paired t-test on `n` prompts sees with this power.
+    """The smallest true mean difference that a paired t-test on `n` prompts detects with this power.
 
     Misleads when read as "the effect is smaller than this": the interval says how large it can be.
     """

@@ -1,7 +1,7 @@
-"""How far to trust a judge: does it agree with itself, and does it pay for length?
+"""How far to trust a judge: does it give the same verdict in both orders, and does it prefer longer answers?
 
-Position bias compares a judge with itself in the other order. The win rate at equal lengths, and by quartile of the
-length difference, show whether the answer wins or its length.
+Position bias compares a judge's verdicts in the two orders. The win rate at equal lengths, and by quartile of the
+length difference, show whether answers win because they are longer.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from dpo_kit.evaluation.results import Interval, LengthControlled, LengthQuartil
 from dpo_kit.evaluation.statistics.intervals import mean_interval
 from dpo_kit.records import Verdict
 
-FEW = 0.1  # with a smaller share of prompts on one side of equal length, the rate there is extrapolated
+FEW = 0.1  # warn where one arm is the longer one on a smaller share of prompts: the rate is then extrapolated
 STEEP = 15.0  # log-odds beyond this mean that the fit diverges
 
 

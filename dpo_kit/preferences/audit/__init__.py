@@ -6,7 +6,7 @@ holds of the set as a whole, is reported and kept.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.preferences.audit import content, duplicates, labels, privacy, shortcuts
-from dpo_kit.preferences.audit.findings import Finding, flag_rows, skipped
+from dpo_kit.preferences.audit import content, coverage, duplicates, labels, privacy, shortcuts
+from dpo_kit.preferences.audit.findings import EXAMPLES, ROW_CHECKS, Example, Finding, flag_rows, skipped, snippet
 from dpo_kit.records import PreferencePair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dpo_kit.models.tokens import Scoring
+
 STRONG = 0.55  # with 60,000 rows any difference is significant; below this accuracy it hardly moves a model
 NOISY = 0.1  # an error rate of labels from which on more data helps less than better labels
 LIMITS = (256, 512, 1024, 2048, 4096)  # tokens; for each the report says how many rows such a max_length would cut
+SHOWN = 80  # characters of the example of what is scored
+RENDERED = (("text lost in rendering", "lost"), ("no signal after rendering", "same"),
+            ("thinking that the data has not", "thinks"), ("no EOS after templating", "no_eos"),
+            ("prompt not a prefix", "prefix"))  # fmt: skip
 DOTS = 1500  # rows in the scatter of lengths
 
 
@@ -70,15 +76,25 @@ def audit_pairs(
     holdout: Sequence[Prompt] | None = None,
     max_length: int | None = None,
     workers: int = 1,
+    *,
+    scoring: "Scoring | None" = None,
+    keep: Collection[str] = (),
+    unreadable: Mapping[int, str] | None = None,
+    logps: Sequence[float] | None = None,
 ) -> AuditReport:
     """Run every check on the pairs.
 
     `tokenizer`, with its chat template, and `max_length`, in tokens, are those of the training to come; `holdout` has
     the prompts of the evaluation. A check that lacks one of these is `skipped`. `workers` processes tokenise.
-    Raises DpoKitError where there are no pairs, or where the tokenizer cannot render a chat.
+    `scoring` says which tokens of an answer bear loss. Rows that only the findings named in `keep` would drop stay.
+    `unreadable` has the lines of the file that made no pair, with what is wrong; `logps` by row the mean log-prob, in
+    nats, of a token of the chosen answer under the model to be trained.
+    Raises DpoKitError where there are no pairs, where the tokenizer cannot render a chat, or `keep` names no finding.
     """
     if not pairs:
         raise DpoKitError("no pairs to audit: the file is empty, or every line of it was bad")
+    if unknown := set(keep) - ROW_CHECKS.keys():
+        raise DpoKitError(f"keep: no finding {min(unknown)!r}; there are {', '.join(ROW_CHECKS)}")
     roles, keys, facts = content.wrong_roles(pairs), duplicates.keys(pairs), None
     if tokenizer is not None:
         # Imported here, so that an audit without a tokenizer does not wait for transformers. A chat template may fail
@@ -86,13 +102,20 @@ def audit_pairs(
         from dpo_kit.preferences.audit.tokens import token_facts
 
         ordered = [row for row in range(len(pairs)) if row not in roles]
-        facts = token_facts(tokenizer, pairs, ordered, max_length, workers)
+        facts = token_facts(tokenizer, pairs, ordered, max_length, workers, scoring)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt for prompt, *_ in keys))}
     differences, prompts = shortcuts.differences(pairs), [numbers[prompt] for prompt, *_ in keys]
     features, classifier = shortcuts.by_feature(differences, prompts), shortcuts.classify(differences, prompts)
     lengths, unit = (facts.lengths, "tokens") if facts else (_words(pairs), "words")
     findings = (
-        *_rows(pairs, keys, roles, facts, holdout, max_length),
+        *_unreadable(unreadable or {}, len(pairs)),
+        *(
+            replace(found, drops=()) if found.name in keep else found
+            for found in _rows(pairs, keys, roles, facts, holdout, max_length)
+        ),
+        *_scored(tokenizer, pairs, facts, scoring),
+        coverage.prompts(pairs, keys),
+        coverage.off_policy(logps),
         _length_gap(features),
         _shortcuts(features, classifier),
         _noise(pairs, keys),
@@ -123,12 +146,18 @@ def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
     yield flag_rows("wrong role order", pairs, {**roles, **(facts.refused if facts else {})})
     yield flag_rows("cut off", pairs, content.cut_off(pairs))
     yield flag_rows("looks cut off", pairs, content.looks_cut_off(pairs))
-    for name, by_row in (("no EOS after templating", "no_eos"), ("prompt not a prefix", "prefix")):
+    foreign, control = content.holding(pairs, content.FOREIGN), content.holding(pairs, content.CONTROL)
+    # Without a tokenizer nobody knows whether they are its own; with one, those of other models are plain text to it.
+    foreign, control = (foreign, control) if facts is None else ({**control, **foreign}, facts.control)
+    yield flag_rows("control tokens in texts", pairs, control)
+    yield flag_rows("markers of another model", pairs, {r: why for r, why in foreign.items() if r not in control})
+    for name, by_row in RENDERED:
         if facts is None:
             yield skipped(name, "a tokenizer with its chat template")
             continue
         flagged = getattr(facts, by_row)
-        every = len(flagged) == len(facts.lengths)  # then the template is at fault, and no row is to blame
+        # where every row has it the template is at fault, and no row is to blame
+        every = len(flagged) == len(facts.lengths) and by_row != "same"
         yield flag_rows(name, pairs, flagged, drops=() if every else None)
     for name, by_row in (("EOS cut off", "cut"), ("identical after truncation", "identical")):
         missing = facts is None or max_length is None
@@ -137,10 +166,12 @@ def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
     yield flag_rows("duplicates", pairs, {row: f"repeats row {first}" for row, first in again.items()})
     opposite, drops = labels.contradictions(keys)
     # Two answers labelled both ways have every word in common, and "opposite labels" says more of them.
-    near = duplicates.near_duplicates(pairs, skip=again.keys() | opposite.keys())
-    yield flag_rows("near-duplicates", pairs, {row: f"nearly repeats row {first}" for row, first in near.items()})
+    near = duplicates.near_duplicates(pairs, keys, skip=again.keys() | opposite.keys())
+    yield flag_rows("near-duplicates", pairs, {row: f"nearly repeats row {kept}" for row, kept in near.items()})
     yield flag_rows("opposite labels", pairs, opposite, drops)
     yield flag_rows("preference cycles", pairs, labels.cycles(keys, list(opposite)))
+    yield flag_rows("an annotator's contradictions", pairs, labels.self_contradictions(pairs, keys))
+    yield from _scores(pairs)
     shared = duplicates.shared_prompts(pairs, holdout) if holdout else (None, None)
     for name, flagged in zip(("exact evaluation prompts", "near evaluation prompts"), shared, strict=True):
         yield flag_rows(name, pairs, flagged) if holdout else skipped(name, "the evaluation's prompts")
@@ -151,6 +182,45 @@ def _rows(pairs, keys, roles, facts, holdout, max_length) -> Iterator[Finding]:
     finding = flag_rows("languages", pairs, other)
     advice = f"of the answers {shares or 'none can be told'}; {finding.advice}"
     yield replace(finding, advice=advice, numbers={"languages": counts})
+
+
+def _scores(pairs: Sequence[PreferencePair]) -> Iterator[Finding]:
+    """What the data's own scores say of its labels."""
+    scored = labels.scores(pairs)
+    for name, flagged in scored.items():
+        finding = flag_rows(name, pairs, flagged)
+        known = sum(pair.scores is not None or pair.strength is not None for pair in pairs)
+        if name == "scores against the label" and 2 * len(flagged) > known:  # then it is no noise
+            finding = replace(finding, severity="blocking")
+        yield finding if known else skipped(name, "scores or strengths in the data")
+
+
+def _unreadable(lines: Mapping[int, str], rows: int) -> Iterator[Finding]:
+    """The lines of the file that made no pair."""
+    if lines:
+        examples = tuple(Example(-1, f"line {line}", snippet(why)) for line, why in list(lines.items())[:EXAMPLES])
+        numbers = ", ".join(map(str, list(lines)[:20])) + (", …" if len(lines) > 20 else "")
+        advice = f"lines {numbers}: {examples[0].why}; repair or remove them, the rest was audited"
+        share = len(lines) / (rows + len(lines))
+        said = {"lines": list(lines)}
+        yield Finding("unreadable lines", "blocking", len(lines), share, advice, examples=examples, numbers=said)
+
+
+def _scored(tokenizer, pairs, facts, scoring) -> Iterator[Finding]:
+    """What bears loss, in words and on one pair."""
+    if tokenizer is None or not facts.lengths:
+        return
+    from dpo_kit.models.tokens import Scoring
+    from dpo_kit.preferences.audit.tokens import shown
+
+    row, scoring = min(facts.lengths), scoring or Scoring()
+    try:
+        text = shown(tokenizer, pairs[row], scoring)
+    except DpoKitError as error:
+        text = str(error)
+    tokens = [sum(answers) for _, *answers in facts.lengths.values()]
+    example = Example(row, snippet(pairs[row].prompt.id), snippet(text[-SHOWN:]))
+    yield Finding("what is scored", "info", sum(tokens), 1.0, str(scoring), examples=(example,), numbers=vars(scoring))
 
 
 def _length_gap(features: Sequence[shortcuts.Shortcut]) -> Finding:

@@ -8,6 +8,16 @@ from dpo_kit.records import PreferencePair, Response, role_fault
 from dpo_kit.visible import is_blank
 
 TURN_MARKER = re.compile(r"\n\nHuman:|\n\nAssistant:|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]")
+# What some model's tokenizer reads as the end of a turn or the start of one, and what nobody writes for another reason.
+CONTROL = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|eom_id|system|user|assistant|end|start|turn|endoftext"
+    r"|end_of_text|begin_of_text|observation|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
+    r"|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>|<(?:start|end)_of_turn>"
+    r"|\[/?INST\]|<</?SYS>>|\[/?SYSTEM_PROMPT\]"
+)
+# What belongs to a template too, but also to plain writing: HTML, a report's headings.
+FOREIGN = re.compile(r"</?s>|<(?:bos|eos)>|(?m:^### ?(?:Instruction|Response|Input|Human|Assistant|User|System):)"
+                     r"|(?m:^(?:USER|ASSISTANT|SYSTEM): )")  # fmt: skip
 TERMINAL = re.compile(r"[.!?…。！？](?=\s|$)")
 # An English sentence does not end in one of these. (Stranded prepositions are left out: "what are you looking for".)
 DANGLING = re.compile(
@@ -25,6 +35,18 @@ Codes = tuple[str | None, str | None]
 def identical(pairs: Sequence[PreferencePair]) -> dict[int, str]:
     """Rows whose two answers are the same but for white space around them: their loss stays ln 2, their gradient 0."""
     return {i: p.chosen.text for i, p in enumerate(pairs) if p.chosen.text.strip() == p.rejected.text.strip()}
+
+
+def holding(pairs: Sequence[PreferencePair], marker: re.Pattern) -> dict[int, str]:
+    """Rows with a text, of any turn, that holds the marker."""
+    flagged = {}
+    for i, pair in enumerate(pairs):
+        prompt = "\n".join(message.text for message in pair.prompt.messages)
+        texts = (("prompt", prompt), ("chosen", pair.chosen.text), ("rejected", pair.rejected.text))
+        hit = next(((name, at[0]) for name, text in texts if (at := marker.search(text))), None)
+        if hit:
+            flagged[i] = f"{hit[0]} holds {hit[1].strip()!r}"
+    return flagged
 
 
 def blank(pairs: Sequence[PreferencePair]) -> dict[int, str]:

@@ -27,6 +27,16 @@ ROW_CHECKS: dict[str, tuple[Severity, str]] = {
     "cut off": ("warning", "sample with a larger max_new_tokens, or drop them: training would end each as if it were "
                 "whole"),
     "looks cut off": ("warning", "read some of them: how a text ends is only a hint, so the rows are kept"),
+    "control tokens in texts": ("blocking", "take them out of the texts, or drop the rows: the model would read them "
+                                "as the end of a turn or the start of another"),
+    "markers of another model": ("warning", "import the text without its markup, as turns: the chat template writes "
+                                 "its own markers around it"),
+    "text lost in rendering": ("warning", "the chat template leaves out what it was given: use one that writes every "
+                               "turn (--chat-template), or put a system text into the user's turn"),
+    "no signal after rendering": ("blocking", "drop them, or use a template that keeps what tells the answers apart: "
+                                  "as the model reads them, both are the same, so the gradient is 0"),
+    "thinking that the data has not": ("blocking", "say what becomes of it: --thinking scored or masked, or switch it "
+                                       "off with model.template_kwargs = {enable_thinking = false}"),
     "no EOS after templating": ("blocking", "use a chat template that ends the answer with EOS: else the model never "
                                 "learns to stop"),
     "prompt not a prefix": ("blocking", "strip white space from the start of the answers, or end the template's prompt "
@@ -36,19 +46,29 @@ ROW_CHECKS: dict[str, tuple[Severity, str]] = {
                                    "the gradient is 0"),
     "duplicates": ("warning", "keep the first of each: a repeated row counts several times, and on both sides of a "
                    "split it leaks"),
-    "near-duplicates": ("warning", "keep the first of each: its numbers and most three-word sequences come again"),
+    "near-duplicates": ("warning", "keep one of each: its numbers and most three-word sequences come again; rows that "
+                        "are meant to be so alike stay with --keep near-duplicates"),
     "opposite labels": ("blocking", "keep the side with more votes, and drop both where votes are equal: the gradients "
                         "cancel"),
     "preference cycles": ("warning", "judge these prompts again, or drop them: no reward puts a circle in order"),
     "exact evaluation prompts": ("blocking", "drop them, and split by prompt rather than by pair: else the evaluation "
                                  "measures memory"),
-    "near evaluation prompts": ("warning", "drop them: else the evaluation partly measures memory"),
+    "near evaluation prompts": ("warning", "drop them: else the evaluation partly measures memory; prompts that are "
+                                "meant to be so alike stay with --keep 'near evaluation prompts'"),
+    "scores against the label": ("warning", "look whether two columns are exchanged: the data's own scores say that "
+                                 "the other answer is better"),
+    "ties": ("warning", "drop them: the data's own scores are equal, so which answer is called chosen is chance"),
+    "small margins": ("info", "a small margin is a label that is easily wrong: is there enough signal without them?"),
+    "both rated low": ("info", "DPO raises the chosen answer, also where it is only the less bad one"),
+    "an annotator's contradictions": ("warning", "ask again, or drop them: the same annotator preferred both answers"),
     "secrets": ("blocking", "drop them, and revoke the keys: a model can recite what it was trained on"),
     "personal data": ("warning", "decide by kind whether to mask, to drop or to keep: they are kept here, because some "
                       "numbers, such as a help line's, belong in an answer"),
     "languages": ("info", "is this mix meant, and does the evaluation have the same?"),
 }  # fmt: skip
-KEPT = {"looks cut off", "personal data", "languages"}  # guesses and matters of taste: reported, not dropped
+# Guesses, matters of taste, and faults of a template: reported, not dropped.
+KEPT = {"looks cut off", "personal data", "languages", "markers of another model", "text lost in rendering",
+        "small margins", "both rated low", "an annotator's contradictions"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,47 @@ def cycles(keys: Sequence[Key], skip: Sequence[int]) -> dict[int, str]:
     return flagged
 
 
+def scores(pairs: Sequence[PreferencePair]) -> dict[str, dict[int, str]]:
+    """What the data's own scores or strengths say, by finding and row: against the label, no difference, a small one,
+    both low. Small is a tenth of the widest margin; low is the lowest quarter of the scale, as far as it was used.
+    """
+    found: dict[str, dict[int, str]] = {
+        "scores against the label": {}, "ties": {}, "small margins": {}, "both rated low": {},
+    }  # fmt: skip
+    margins = {row: _margin(pair) for row, pair in enumerate(pairs)}
+    margins = {row: margin for row, margin in margins.items() if margin is not None}
+    widest = max(map(abs, margins.values()), default=0.0)
+    rated = [score for pair in pairs for score in pair.scores or ()]
+    low = min(rated, default=0.0) + (max(rated, default=0.0) - min(rated, default=0.0)) / 4
+    for row, margin in margins.items():
+        given = pairs[row].scores
+        said = f"{given[0]:g} for chosen, {given[1]:g} for rejected" if given else f"strength {margin:g}"
+        if margin < 0:
+            found["scores against the label"][row] = said
+        elif margin == 0:
+            found["ties"][row] = said
+        elif margin <= widest / 10:
+            found["small margins"][row] = said
+        if given and max(given) <= low < max(rated):
+            found["both rated low"][row] = said
+    return found
+
+
+def _margin(pair: PreferencePair) -> float | None:
+    return pair.scores[0] - pair.scores[1] if pair.scores else pair.strength
+
+
+def self_contradictions(pairs: Sequence[PreferencePair], keys: Sequence[Key]) -> dict[int, str]:
+    """Rows in which one annotator, or one judge that is named, preferred both answers to a prompt in turn."""
+    flagged = {}
+    for by_winner in _repeats(keys):
+        who = {winner: {pairs[row].annotator for row in rows} - {None} for winner, rows in by_winner.items()}
+        both = set.intersection(*who.values()) if len(who) > 1 else set()
+        rows = [row for rows in by_winner.values() for row in rows if pairs[row].annotator in both]
+        flagged |= {row: f"annotator {pairs[row].annotator} preferred either answer" for row in rows}
+    return flagged
+
+
 @dataclass(frozen=True)
 class LabelNoise:
     """How often two judgements of one pair agree, and the error rate of a single label that explains it.

@@ -1,21 +1,32 @@
 """What the trainer will see of each pair: the token ids that TRL makes, looked at and not kept.
 
 TRL renders the prompt alone and with each answer through the chat template, takes the longest common prefix of the ids
-as the prompt, and keeps the first `max_length` tokens of each side (`truncation_mode="keep_start"`). What it loses
+as the prompt, and keeps the first `max_length` tokens of each side (`truncation_mode="keep_start"`). What is lost
 without a message shows here: no EOS, an EOS that is cut off, a prompt whose tokens change once an answer follows,
-answers that are equal after the cut.
+answers that are equal after the cut, text that the template leaves out, control tokens inside a text.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dpo_kit.errors import DpoKitError
-from dpo_kit.records import PreferencePair
+from dpo_kit.models.tokens import (
+    Scoring,
+    common_prefix,
+    control_tokens,
+    encode,
+    must_stop,
+    stop_ids,
+    thinks_alone,
+)
+from dpo_kit.records import Message, PreferencePair
 
 BATCH = 250
 Ids = Sequence[int]
@@ -31,19 +42,15 @@ class TokenFacts:
     prefix: dict[int, str] = field(default_factory=dict)
     cut: dict[int, str] = field(default_factory=dict)
     identical: dict[int, str] = field(default_factory=dict)
+    control: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    same: dict[int, str] = field(default_factory=dict)
+    thinks: dict[int, str] = field(default_factory=dict)
 
     def update(self, other: "TokenFacts") -> None:
         """Add the rows of another batch."""
         for name, by_row in vars(other).items():
             getattr(self, name).update(by_row)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a Hub id. Raises DpoKitError where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise DpoKitError(f"{name}: no tokenizer there ({str(error).splitlines()[0]})") from None
 
 
 def token_facts(
@@ -52,6 +59,7 @@ def token_facts(
     rows: Sequence[int],
     max_length: int | None,
     workers: int = 1,
+    scoring: Scoring | None = None,
 ) -> TokenFacts:
     """Tokenise the given rows in batches, in as many processes as there are `workers`.
 
@@ -62,14 +70,95 @@ def token_facts(
             f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template or no EOS token: "
             "set tokenizer.chat_template and tokenizer.eos_token as training will use them"
         )
-    facts = TokenFacts()
-    batches = (_render(tokenizer, pairs, rows[i : i + BATCH], facts) for i in range(0, len(rows), BATCH))
+    facts, found, scoring = (
+        TokenFacts(),
+        re.compile("|".join(map(re.escape, control_tokens(tokenizer)))),
+        scoring or Scoring(),
+    )
+    for row in rows:
+        if why := _control(pairs[row], found):
+            facts.control[row] = why
+
+    def rendered(some: Sequence[int]) -> Texts:
+        texts = _render(tokenizer, pairs, some, facts)
+        for row, row_texts in texts.items():
+            _compare(facts, row, pairs[row], *row_texts, tokenizer, scoring)
+        return texts
+
+    batches = (rendered(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH))
     for batch in _examined(tokenizer, max_length, batches, workers):
         facts.update(batch)
     return facts
 
 
 Texts = dict[int, tuple[str, str, str]]
+
+
+def _control(pair: PreferencePair, tokens: re.Pattern) -> str | None:
+    """The first control token of the tokenizer in a text of the pair, and where it stands."""
+    for where, messages in _messages(pair):
+        for message in messages:
+            if found := tokens.search(message.text):
+                return f"{where} holds {found[0]!r}, which this tokenizer turns into a control token"
+    return None
+
+
+def _messages(pair: PreferencePair) -> tuple[tuple[str, Sequence[Message]], ...]:
+    return ("prompt", pair.prompt.messages), ("chosen", pair.chosen.messages), ("rejected", pair.rejected.messages)
+
+
+def _compare(
+    facts, row: int, pair: PreferencePair, prompt: str, chosen: str, rejected: str, tokenizer, scoring
+) -> None:
+    """Note what the template left out of one row or put into it. The texts are those of prompt and both sides."""
+    wholes = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    asked, missing = Counter(_parts(pair.prompt.messages)), []
+    for where, messages in _messages(pair):
+        parts = Counter(_parts(messages)) + (Counter() if where == "prompt" else asked)
+        for part in _parts(messages):
+            if wholes[where].count(part[1]) < sum(count for (_, text), count in parts.items() if text == part[1]):
+                missing.append(f"{where}: {part[0]} turn, {part[1][:60]!r}")
+    if missing:
+        facts.lost[row] = f"not in the rendered text: {'; '.join(missing[:2])}"
+    sides = (pair.chosen, pair.rejected)
+    if pair.chosen.messages != pair.rejected.messages and _scored(pair, chosen, rejected, tokenizer, scoring):
+        facts.same[row] = f"what is scored of both is {chosen[common_prefix(prompt, chosen) :][:60]!r}"
+    texts = (text[common_prefix(prompt, text) :] for text in (chosen, rejected))
+    if scoring.thinking is None and any(map(thinks_alone, texts, sides)):
+        facts.thinks[row] = "the template writes a span of thought into an answer that has none"
+
+
+def _parts(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """The texts that a template has to write, each with its role."""
+    texts = ((m.role, text.strip()) for m in messages for text in (m.content, m.reasoning_content or ""))
+    return [part for part in texts if part[1]]
+
+
+def _scored(pair: PreferencePair, chosen: str, rejected: str, tokenizer, scoring: Scoring) -> bool:
+    """Whether the scored tokens of both sides are the same. Texts that differ are compared token by token only where
+    a part of an answer is not scored.
+    """
+    if chosen == rejected:
+        return True
+    if len(pair.chosen.messages) == len(pair.rejected.messages) == 1 and scoring.thinking != "masked":
+        return False
+    try:
+        sides = [encode(tokenizer, pair.prompt, side, scoring) for side in (pair.chosen, pair.rejected)]
+    except DpoKitError:
+        return False
+    a, b = ([token for token, scored in zip(ids, mask, strict=True) if scored] for ids, mask in sides)
+    return a == b
+
+
+def shown(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, scoring: Scoring) -> str:
+    """The chosen side of a pair as the model reads it, with what is scored in brackets: ⟦so⟧."""
+    ids, mask = encode(tokenizer, pair.prompt, pair.chosen, scoring)
+    parts: list[tuple[int, list[int]]] = []
+    for token, scored in zip(ids, mask, strict=True):
+        if not parts or parts[-1][0] != scored:
+            parts.append((scored, []))
+        parts[-1][1].append(token)
+    return "".join(f"⟦{tokenizer.decode(some)}⟧" if scored else tokenizer.decode(some) for scored, some in parts)
 
 
 def _examined(tokenizer, max_length: int | None, batches: Iterator[Texts], workers: int) -> Iterator[TokenFacts]:
@@ -107,9 +196,15 @@ def _render(tokenizer, pairs, rows, facts) -> Texts:
         return tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt)
 
     def sides(rows: Sequence[int]) -> Iterator[tuple[str, str, str]]:
+        if any(pairs[row].prompt.tools for row in rows):  # one call takes one list of tools
+            return iter([
+                (render(tokenizer, pair.prompt, ask=True), *(render(tokenizer, pair.prompt, side.chat())
+                                                            for side in (pair.chosen, pair.rejected)))
+                for pair in map(pairs.__getitem__, rows)
+            ])  # fmt: skip
         prompts = [pairs[row].prompt.chat() for row in rows]
         with_answers = (
-            [[*chat, {"role": "assistant", "content": getattr(pairs[row], side).text}]
+            [[*chat, *getattr(pairs[row], side).chat()]
              for row, chat in zip(rows, prompts, strict=True)]
             for side in ("chosen", "rejected")
         )  # fmt: skip
@@ -117,9 +212,16 @@ def _render(tokenizer, pairs, rows, facts) -> Texts:
 
     try:
         return dict(zip(rows, sides(rows), strict=True))
-    except TemplateError as error:  # of some row of the batch: render them one by one to find it
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        KeyError,
+        DpoKitError,
+    ) as error:  # of some row of the batch: render them one by one to find it
         if len(rows) == 1:
-            facts.refused[rows[0]] = f"the chat template refuses it: {error}"
+            why = str(error) if isinstance(error, DpoKitError) else f"the chat template refuses it: {error}"
+            facts.refused[rows[0]] = why
             return {}
         return {row: texts for each in rows for row, texts in _render(tokenizer, pairs, [each], facts).items()}
 
@@ -152,19 +254,19 @@ def _tokenise(tokenizer, encode, texts: list[tuple[str, str, str]]) -> Iterator[
 
 def _shared(tokenizer, prompt: str, chosen: str, rejected: str) -> int:
     """How many characters the three texts share, up to the end of the prompt's last special token."""
-    common = min(_common(prompt, chosen), _common(prompt, rejected))
+    common = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
     ends = (prompt.rfind(t, 0, common) + len(t) for t in tokenizer.all_special_tokens if t in prompt[:common])
     return max(ends, default=0)
 
 
 def _examine(facts: TokenFacts, row: int, tokenizer, prompt: Ids, chosen: Ids, rejected: Ids, limit: int | None):
     """Note in `facts` what the ids of one row show; `border` is where TRL takes the prompt to end."""
-    border = min(_common(prompt, chosen), _common(prompt, rejected))
+    border = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
     answers = {"chosen": chosen[border:], "rejected": rejected[border:]}
     facts.lengths[row] = (border, len(answers["chosen"]), len(answers["rejected"]))
     if border < len(prompt):
         facts.prefix[row] = f"the prompt loses {tokenizer.decode(prompt[border:])!r} once an answer follows"
-    endless = [name for name, ids in answers.items() if not _ends_in_eos(tokenizer, ids)]
+    endless = [name for name, ids in answers.items() if must_stop(tokenizer) and not _ends_in_eos(tokenizer, ids)]
     if endless:
         facts.no_eos[row] = f"{' and '.join(endless)} end in {tokenizer.decode(answers[endless[0]][-4:])!r}"
     if limit is None:
@@ -177,16 +279,10 @@ def _examine(facts: TokenFacts, row: int, tokenizer, prompt: Ids, chosen: Ids, r
         facts.identical[row] = f"the prompt takes {border} of {limit} tokens, the answers differ only after the rest"
 
 
-def _common(a: Sequence, b: Sequence) -> int:
-    if a == b[: len(a)]:
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def _ends_in_eos(tokenizer, ids: Ids) -> bool:
     """Whether EOS stands at the end; templates may put white space after it, which is harmless."""
-    eos = tokenizer.eos_token_id
+    stops = stop_ids(tokenizer)
     for i in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
-        if ids[i] == eos:
+        if ids[i] in stops:
             return not tokenizer.decode(ids[i + 1 :]).strip()
     return False

@@ -151,6 +151,7 @@ def _imported(
     for row in chain(head, source):
         fields: list[Fields] = []
         found = _parsed(row, lambda row, fields=fields: _outcomes(row, name, mapped, fields))
+        labels.update(fields[0].labels if fields else ())  # also of a bad row: its label may tell how others count
         if isinstance(found, BadLine):
             refuse_or_keep(path, found, quarantine)
             bad.append(found)
@@ -163,7 +164,6 @@ def _imported(
             for said in dict.fromkeys(names):
                 count, first_place = counts.get(said, (0, place))
                 counts[said] = (count + 1, first_place)
-        labels.update(read.labels)
         alpaca_eval |= bool(read.keys() & {"generator_1", "annotator"})
     if fault := ambiguous(labels, alpaca_eval):
         raise DpoKitError(f"{path}: {fault}")
@@ -331,8 +331,8 @@ def load_external_pairs(
     Rows that cannot be read go to `quarantine`. Raises DpoKitError where the audit finds a blocking fault and
     `data.on_blocking` is "stop", and where nothing is left to train on.
     """
+    from dpo_kit.models.tokens import Scoring, load_tokenizer
     from dpo_kit.preferences.audit import audit_pairs
-    from dpo_kit.preferences.audit.tokens import load_tokenizer
 
     data = profile.data
     imported = import_external(data, quarantine)
@@ -340,7 +340,11 @@ def load_external_pairs(
         log(f"pairs: {note}")
     pairs = imported.pairs[: data.limit]
     # Audited before the split, so that a duplicate cannot stand on both sides of it.
-    report = audit_pairs(pairs, load_tokenizer(profile.model_path), max_length=profile.model.max_length)
+    tokenizer, scoring = load_tokenizer(profile.model_path, profile.model), Scoring.of(profile.model)
+    report = audit_pairs(pairs, tokenizer, max_length=profile.model.max_length, scoring=scoring, keep=data.keep)
+    if whole := [found for found in report.blocking if not found.drops]:  # no row is to blame, and none can be dropped
+        said = "; ".join(f"{found.name}, in {found.count} of {len(pairs)} rows: {found.advice}" for found in whole)
+        raise DpoKitError(f"{data.pairs} with {profile.model.path}: {said}")
     faults = "; ".join(f"{found.name} {found.count}" for found in report.findings if found.drops)
     if report.blocking and data.on_blocking == "stop":
         raise DpoKitError(

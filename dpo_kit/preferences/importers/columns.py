@@ -141,7 +141,9 @@ class Fields(dict):
         )
         if not meanings or empty(value):
             return value, False
-        whole = isinstance(value, float) and value.is_integer()
+        whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) and str(value).lower() in meanings:
+            return meanings[str(value).lower()], True
         key = str(int(value) if whole else value).strip().lower()
         if key not in meanings:
             raise ValueError(f"{name}: --map does not say what the value {key!r} means")

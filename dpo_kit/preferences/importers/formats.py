@@ -265,6 +265,7 @@ def _by_number(row: Fields, names: tuple[str, str], label: str) -> Judged:
     found = number(value)
     if found is None:
         return None, "not annotated", None
+    row.labels.append((label, names, found))
     if found not in (0, 1):
         raise ValueError(
             f"{label}: 0 or 1 was expected, found {found:g}; declare it with --map {label}.{found:g}=first"
@@ -280,9 +281,9 @@ def _signed(row: Fields, names: tuple[str, str], label: str) -> Judged:
     found = number(value)
     if found is None or abs(found) > 10:  # HelpSteer 2 writes -100 where the annotators gave no preference
         return None, "not annotated", None
+    row.labels.append((label, names, found))
     if abs(found) > 3:
         raise ValueError(f"{label}: between -3 and 3 was expected, found {found:g}")
-    row.labels.append((label, names, found))
     return (None, "tie", None) if found == 0 else (int(found > 0), f"{label} {found:g}", abs(found))
 
 
@@ -388,10 +389,12 @@ def ambiguous(labels: Iterable[tuple[str, tuple[str, ...], float]], alpaca_eval:
     for (label, names), values in by_column.items():
         numbered = {name[-1] for name in names}
         if label in SIGNED:
-            clear = not values <= {0, 1}
+            clear = not values <= {0, 1} and all(abs(value) <= 3 for value in values)
+        elif numbered == {"0", "1"}:
+            clear = values <= {0, 1}
         else:
-            whole = values <= {-1, 0, 1, 2}
-            clear = not whole or numbered == {"0", "1"} or values == {1, 2} or (values == {0, 1, 2} and alpaca_eval)
+            whole = all(value.is_integer() for value in values)
+            clear = not whole or values == {1, 2} or (values == {0, 1, 2} and alpaca_eval)
             clear = clear or (len(values) == 1 and values <= {1, 2} and numbered == {"1", "2"})
         if not clear:
             said = " and ".join(f"{value:g}" for value in sorted(values))

@@ -1,7 +1,7 @@
-"""Checks for the notebooks' exercises: each says what is wrong, not only that something is.
+"""Checks for the notebooks' exercises, with a hint that says what is wrong.
 
-A check calls the reader's function on a few inputs and compares with the right answer, then with wrong answers that
-people plausibly give. An exercise not yet done is no error: the notebook runs through.
+A check calls the reader's function on a few inputs and compares the results with the right ones, then with those of
+common mistakes. An exercise that is not done yet raises no error, so that the whole notebook can run.
 """
 
 from collections.abc import Callable, Sequence

@@ -81,7 +81,7 @@ _COMPLETION_MASK = {
 
 
 def _token_logps(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    logps = logits[:, :-1].log_softmax(dim=-1)
+    logps = logits[:, :-1].log_softmax(dim=-1)  # (N, T - 1, V): position t predicts token t + 1
     return logps.gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]
 
 

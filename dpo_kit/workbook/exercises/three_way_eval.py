@@ -63,7 +63,7 @@ def _stepped(p_values: Sequence[float], accumulated: bool, last: int = 1) -> lis
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     stepped = [(len(order) - place - 1 + last) * p_values[i] for place, i in enumerate(order)]
     grown = accumulate(stepped, max) if accumulated else stepped
-    adjusted = dict(zip(order, grown, strict=True))
+    adjusted = dict(zip(order, grown, strict=True))  # back from sorted places to the places in `p_values`
     return [min(1.0, adjusted[i]) for i in range(len(p_values))]
 
 

@@ -1,4 +1,4 @@
-"""The figures of notebooks 00 and 06 that are not the report's: the gain alone, and what chance does to few prompts.
+"""The figures of notebooks 00 and 06 that are not in the report: the gain alone, and chance effects on few prompts.
 
 Most come with a sentence for readers who cannot see it: `show(*spread_by_size(draws, 0.2))`.
 """

@@ -1,4 +1,4 @@
-"""Losses as pictures: the loss over the margin, and beside it the pull on the margin."""
+"""Figures of losses: the loss over the margin, and beside it minus its derivative, which pushes the margin up."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""The figures of notebook 05 beside the dashboard: what a card must hold, and what a margin costs in KL."""
+"""The figures of notebook 05 beside the dashboard: the memory that a GPU needs, and the margin against the KL."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def memory_bars(parts: Mapping[str, Mapping[str, float]]) -> go.Figure:
 
 
 def frontiers(logs: Mapping[str, Sequence[dict]]) -> go.Figure:
-    """For each run the gap between chosen and rejected held-out answers, over the KL that was paid for it."""
+    """For each run the gap between chosen and rejected held-out answers, over the KL to the reference."""
     figure = go.Figure()
     for number, (name, rows) in enumerate(logs.items()):
         colour, dash, symbol = (looks[number % len(looks)] for looks in (PALETTE, LINES, SYMBOLS))

@@ -1,4 +1,4 @@
-"""The figures of notebook 03: what quantisation rounds, what an adapter moved, which faults were copied."""
+"""The figures of notebook 03: quantisation errors, the size of an adapter's changes, and the mistakes it copied."""
 
 from collections.abc import Mapping, Sequence
 

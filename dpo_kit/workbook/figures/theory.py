@@ -1,4 +1,4 @@
-"""Figures of the enumerable worlds, and sliders for whoever is there to move them."""
+"""Figures of the enumerable worlds, with sliders where a person has the notebook open."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""The paper as functions: worlds small enough to enumerate, losses, divergences. Knows only torch and numpy."""
+"""The paper as functions: worlds small enough to enumerate, losses, divergences. It imports only torch and numpy."""

@@ -1,4 +1,4 @@
-"""Two ways down a loss: all the way, for the optimum; step by step, for the path."""
+"""Two ways to minimise a loss: L-BFGS to find the optimum, and gradient descent to see the path."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Worlds small enough to enumerate: every expectation is a sum, every claim of the paper an equation to evaluate.
+"""Worlds small enough to enumerate. Each expectation is a sum, so each claim of the paper can be computed exactly.
 
 A world has X prompts with Y possible answers each. Probabilities and rewards are tensors (..., Y), one row per
 prompt; functions act on the last dimension and leave the others alone. Use float64: equalities then hold to 1e-12.

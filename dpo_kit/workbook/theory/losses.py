@@ -1,4 +1,4 @@
-"""DPO and its relatives, each one pure function of log-probs: per example, never reduced.
+"""DPO and related losses. Each is a pure function of log-probs that returns one loss per example, without a mean.
 
 A paired loss takes four tensors of shape (B,): the summed log-probs of the chosen answer y_w and the rejected answer
 y_l under the policy and under the reference. With the log-ratios

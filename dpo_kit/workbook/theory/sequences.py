@@ -1,4 +1,4 @@
-"""Sequences that can all be written down: an alphabet of a few symbols, a stop symbol, a greatest length.
+"""A set of sequences small enough to list: an alphabet of a few symbols, a stop symbol, and a greatest length.
 
 A policy is a table of logits, one row per prefix that can still grow, one column per symbol: every distribution
 over the sequences can be written as such a table, so what holds here holds for any policy.

@@ -1,4 +1,4 @@
-"""Files as people have them: each is read right, or refused in one line."""
+"""Files in the formats that people have: each is read correctly, or refused with one clear line."""
 
 import gzip
 import io
@@ -120,6 +120,23 @@ def test_zero_and_one_are_refused_until_they_are_declared():
     rows = [{"prompt": "q", "response_a": "x", "response_b": "y", "winner": value} for value in (0, 1)]
     with pytest.raises(DpoKitError, match="column winner holds 0 and 1"):
         import_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "values"),
+    [(("response_0", "response_1"), "better_response_id", (1, 2)), (("output_1", "output_2"), "label", (0, 1)),
+     (("response_a", "response_b"), "winner", (1, 2, 3)), (("response_1", "response_2"), "preference_strength", (1, 5)),
+     (("response_a", "response_b"), "label", (True, False))],
+)  # fmt: skip
+def test_a_file_whose_labels_count_otherwise_is_refused_also_where_bad_rows_may_be_put_aside(
+    tmp_path, names, label, values
+):
+    """Half of its rows would look right and be reversed."""
+    rows = [{"prompt": "q", names[0]: "x", names[1]: "y", label: value} for value in values]
+    with pytest.raises(DpoKitError, match=rf"column {label} holds .*--map {label}\."):
+        import_rows(rows, quarantine=tmp_path / "bad.jsonl")
+    said = [f"{label}.{value:d}={('first', 'second', 'tie')[i]}" for i, value in enumerate(values)]
+    assert [p.chosen.text for p in import_rows(rows, mapped=said).pairs] == ["x", "y"]
 
 
 def test_columns_of_other_names_are_mapped():

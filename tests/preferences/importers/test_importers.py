@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from contextlib import suppress
 
 import pandas as pd
@@ -14,6 +15,7 @@ from dpo_kit.jsonl import read_jsonl, write_pairs, write_records
 from dpo_kit.preferences.importers import FORMATS, import_pairs, read_prompts
 from dpo_kit.preferences.importers.columns import meant_by
 from dpo_kit.preferences.importers.formats import MOST_PAIRS
+from dpo_kit.profiles import ROOT
 from dpo_kit.records import Message, PreferencePair, Prompt, Response, Verdict
 
 QUESTIONS = [
@@ -592,6 +594,7 @@ SEEDS = [
     *(json.dumps(row) for row in UNDECIDED["kto"] + UNDECIDED["comparison"]),
     json.dumps(implicit(ours()[0].to_trl())),
     "prompt,chosen,rejected\nq,a,b",
+    *re.findall(r"^\{.*\}$", (ROOT / "docs" / "formats.md").read_text(encoding="utf-8"), re.MULTILINE),
 ]
 VALUES = (
     st.none() | st.booleans() | st.floats() | st.text(max_size=4) | st.sampled_from([[], {}, [{}], {"a": 1}, [None]])

@@ -1,4 +1,4 @@
-"""Answers that try to talk to the judge. Beside each stands what must come of it, in both positions.
+"""Answers that try to give the judge instructions, each with the expected result in both positions.
 
 Three things are attacked. The prompt: an answer must not leave its block, whatever it contains. The parser: a verdict
 that a reply only quotes is no verdict. The judge: where it is taken in and says word for word what an answer tells it

@@ -1,4 +1,4 @@
-"""The figures of notebook 06 draw the numbers that they were given, and say them."""
+"""The figures of notebook 06 draw the given numbers and repeat them in words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sliders: a figure for everyone, controls for whoever is there."""
+"""Figures with sliders: the figure is always shown, the controls only where a person has the notebook open."""
 
 import plotly.graph_objects as go
 import pytest

@@ -1,4 +1,4 @@
-"""Trainers built in these tests look nothing up and report nothing."""
+"""Trainers in these tests use no network and no tracker."""
 
 import os
 
