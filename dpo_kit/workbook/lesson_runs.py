@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from dpo_kit import pipeline
 from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.files import json_object, sha256, write_atomically
 from dpo_kit.jsonl import read_pairs, write_pairs
@@ -61,12 +60,12 @@ def save_pairs(work: Workspace, source: Path, train: Pairs, held_out: Pairs) -> 
     return folder
 
 
-def pairs_to_train_on(work: Workspace, profile: Profile, seed: int = 0) -> Split:
+def pairs_to_train_on(work: Workspace, profile: Profile, source: Path, seed: int = 0) -> Split:
     """(train, held out): the pairs that notebook 04 saved, or the same made here if they are not there yet.
 
+    `source` is the file of sampled pairs, `pairs.jsonl` of the run's stage of that name.
     Pairs that the profile takes from outside were audited and split when they were read, and are taken as they are.
     """
-    source = pipeline.pairs(work, profile, seed) / "pairs.jsonl"
     if profile.data.external:
         return read_pairs(source), read_pairs(source.with_name("heldout.jsonl"))
     folder = work.root / FOLDER

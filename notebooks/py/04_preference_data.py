@@ -387,7 +387,7 @@ kept = audit.audit_pairs(mine, tokenizer, holdout, profile.model.max_length).kep
 train, held_out = records.split_by_prompt(kept, lesson_runs.HOLDOUT)
 assert not {pair.prompt.text for pair in train} & {pair.prompt.text for pair in held_out}, "a prompt on both sides"
 lesson_runs.save_pairs(work, source, train, held_out)
-assert lesson_runs.pairs_to_train_on(work, profile) == (train, held_out), "notebook 05 trains on other pairs"
+assert lesson_runs.pairs_to_train_on(work, profile, source) == (train, held_out), "notebook 05 trains on other pairs"
 print(f"{len(train)} pairs to train on, {len(held_out)} held out")
 print(f"{sum(pair.verdict.judge == 'human:me' for pair in kept)} of them with your label")
 

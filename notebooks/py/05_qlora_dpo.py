@@ -125,7 +125,8 @@ for name, (total, largest) in share.items():
 # %%
 work = workspace.Workspace(workspace.default_workdir(profile.name), profile.name)
 sft = pipeline.sft(work, profile, seed=0) / "adapter"
-pairs, held_out = lesson_runs.pairs_to_train_on(work, profile)
+sampled = pipeline.pairs(work, profile, seed=0) / "pairs.jsonl"
+pairs, held_out = lesson_runs.pairs_to_train_on(work, profile, sampled)
 asked = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
 print(f"{len(pairs)} pairs to train on, {len(held_out)} held out")
 print(f"\n{fill(pairs[0].prompt.text, 96)}\n\nchosen\n{pairs[0].chosen.text}\n\nrejected\n{pairs[0].rejected.text}")

@@ -13,11 +13,10 @@ from dpo_kit.workspace import Workspace
 
 
 @pytest.fixture
-def work(small_run, tmp_path, monkeypatch):
+def work(small_run, tmp_path):
     """A workspace whose sampled pairs are those of the small run."""
     folder = tmp_path / "pairs"
     write_pairs(folder / "pairs.jsonl", read_pairs(small_run[0] / "pairs" / "pairs.jsonl"))
-    monkeypatch.setattr(lesson_runs.pipeline, "pairs", lambda work, profile, seed: folder)
     return Workspace(tmp_path, "tiny", log=lambda line: None)
 
 
@@ -25,9 +24,9 @@ def test_what_was_saved_is_trained_on_until_the_sampled_pairs_change(work, small
     source = work.root / "pairs" / "pairs.jsonl"
     pairs = read_pairs(source)
     lesson_runs.save_pairs(work, source, pairs[:3], pairs[3:5])
-    assert lesson_runs.pairs_to_train_on(work, small_profile) == (pairs[:3], pairs[3:5])
+    assert lesson_runs.pairs_to_train_on(work, small_profile, source) == (pairs[:3], pairs[3:5])
     write_pairs(source, pairs[:-1])
-    train, held_out = lesson_runs.pairs_to_train_on(work, small_profile)
+    train, held_out = lesson_runs.pairs_to_train_on(work, small_profile, source)
     assert (train, held_out) != (pairs[:3], pairs[3:5])
     assert {p.prompt.text for p in train}.isdisjoint(p.prompt.text for p in held_out)
 
