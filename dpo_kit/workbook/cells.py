@@ -12,6 +12,7 @@ import psutil
 
 from dpo_kit.errors import DpoKitError
 from dpo_kit.evaluation.results import Metric
+from dpo_kit.profiles import Profile
 from dpo_kit.views.tables import header, table_rows
 
 TIMINGS = ("runtime", "per_second", "per_s", "preparation_time", "memory_mb")  # these differ between equal runs
@@ -36,6 +37,26 @@ def refusal() -> Iterator[None]:
         print(fill(re.sub(r"/(?:[^/ ]+/)+", "", said), 96))
     else:
         raise AssertionError("this block was to be refused, and was not")
+
+
+def in_one_line(error: DpoKitError) -> DpoKitError:
+    """The same error; a notebook shows its message alone, without a traceback. It still ends Run All."""
+    error._render_traceback_ = lambda: [f"{type(error).__name__}: {error}"]  # IPython asks for this name
+    return error
+
+
+def only_incidents(profile: Profile, instead: str) -> None:
+    """Refuse pairs from outside in a notebook whose prompts and scores are those of the workbook's own world.
+
+    Raises DpoKitError, shown in one line, with the command to use `instead`.
+    """
+    if profile.data.external:
+        raise in_one_line(
+            DpoKitError(
+                f"data.pairs = {profile.data.pairs!r}: this notebook draws incident reports and scores answers with "
+                f"the rubric of that world, which says nothing about other pairs; use `{instead}`"
+            )
+        )
 
 
 def describe_machine() -> dict[str, str]:

@@ -23,8 +23,10 @@ import traitlets
 from IPython.display import HTML, display
 
 from dpo_kit.machine import someone_is_there
+from dpo_kit.training.trainers import TrainingStopped
 from dpo_kit.views.answer_browser import shown
 from dpo_kit.views.training import LIVE, column, dashboard_figure
+from dpo_kit.workbook.cells import in_one_line
 from dpo_kit.workbook.show import show
 from dpo_kit.workbook.training_warnings import TrainingWarning, warnings_in
 
@@ -76,7 +78,7 @@ class Dashboard:
 
         `train(*args, callbacks=..., stop=..., **options)` is called, as `train_dpo` takes them. Interrupting the cell
         stops the training with a checkpoint, as the button does. Raises what `train` raises, after the static figure
-        was shown.
+        was shown; a TrainingStopped is shown in one line.
         """
         live = Live(self) if someone_is_there() else None
         heard = {"callbacks": [self, *callbacks], "stop": self.stop}
@@ -94,6 +96,8 @@ class Dashboard:
         error = training.exception()
         above = str(error or self.progress())
         show_training(self.rows, self.batch_size, above, live.close() if live else display)
+        if isinstance(error, TrainingStopped):  # the reader asked for it: no traceback, and the cells below wait
+            raise in_one_line(TrainingStopped(f"{error}: run this cell again")) from None
         return training.result()
 
 

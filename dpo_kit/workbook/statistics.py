@@ -1,11 +1,12 @@
 """Statistics that the lessons explain and no command of the tool reports.
 
 Agreement and Cohen's kappa compare two raters of the same items. Bradley-Terry strengths place more than two arms on
-one scale. The last two functions are for planning: how many prompts an effect of some size needs.
+one scale. Two functions are for planning: how many prompts an effect of some size needs. The last one shows what a
+smaller evaluation would have found.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,8 +19,9 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.results import Interval
-from dpo_kit.evaluation.statistics import sign_test_power
+from dpo_kit.evaluation.statistics import holm, paired_difference, sign_test, sign_test_power, verdict_text
 from dpo_kit.evaluation.statistics.intervals import Z
+from dpo_kit.views.tables import short
 
 ELO_PER_NAT = 400 / np.log(10)
 
@@ -191,3 +193,32 @@ def decisive_prompts_needed(rate: float, power: float = 0.8, alpha: float = 0.05
     normal = ((norm.isf(alpha / 2) / 2 + norm.ppf(power) * math.sqrt(rate * (1 - rate))) / (rate - 0.5)) ** 2
     n = np.arange(1, 2 * math.ceil(normal) + 50)
     return int(n[sign_test_power(n, rate, alpha) < power][-1]) + 1
+
+
+def redrawn(
+    treated: Mapping[str, np.ndarray],
+    control: Mapping[str, np.ndarray],
+    shown: Sequence[str],
+    n: int,
+    smallest_interesting: float,
+    draws: int = 300,
+) -> dict[str, list[tuple[float, str]]]:
+    """What `n` prompts would have found, had they been drawn from these with replacement, again and again.
+
+    `treated` and `control` map every metric to one score a prompt, `(prompts,)` each. Returns for each metric of
+    `shown`, for each draw, the mean difference and the verdict in one word. The rule is that of the table: a "better"
+    or "worse" also needs a p-value below 0.05 after Holm's correction among all metrics of `treated`.
+    """
+    random, prompts = np.random.default_rng(0), len(next(iter(treated.values())))
+    found = {metric: [] for metric in shown}
+    for _ in range(draws):
+        rows = random.integers(prompts, size=n)
+        gains = {metric: scores[rows] - control[metric][rows] for metric, scores in treated.items()}
+        p_values = {metric: sign_test(int((gain > 0).sum()), int((gain < 0).sum())) for metric, gain in gains.items()}
+        adjusted = holm(p_values)
+        for metric in shown:
+            difference = paired_difference(treated[metric][rows], control[metric][rows])
+            verdict = short(verdict_text(difference, n, smallest_interesting))
+            lost = verdict in ("better", "worse") and adjusted[metric] >= 0.05
+            found[metric].append((difference.mean, "inconclusive" if lost else verdict))
+    return found

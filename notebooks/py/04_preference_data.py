@@ -13,15 +13,17 @@
 # %% [markdown]
 # # 04 · Preference data that deserves to be trained on
 #
-# **Question.** Where do preference pairs come from, how wrong may they be, and which should a model never see?
+# **Question.** Where do preference pairs come from, how many of them may be wrong, and which should no model be
+# trained on?
 #
-# **Needs.** The SFT model of notebook 03; it is trained here if it is not there yet.
+# **Needs.** The SFT model of notebook 03. If it is not there yet, it is trained here.
 #
-# **Takes.** Two minutes of computing on two CPU cores, and sixty of reading. A GPU does not help here.
+# **Takes.** Two minutes of computing on two CPU cores, and sixty minutes of reading. A GPU does not help here.
 #
-# DPO believes what it is told. A pair says "this answer is better than that one", and the loss has no other source of
-# truth: a biased judge becomes a biased model. So this notebook is about the sentence itself: who says it, how often
-# it is wrong, and what to look at before training on it.
+# A preference pair is a statement: "this answer is better than that one". DPO has no other source of truth. It cannot
+# notice that a statement is wrong, so the mistakes of the judge become the habits of the model. This notebook is about
+# the statements themselves: who makes them, how often they are wrong, and what to check before training on them. At
+# the end it saves the pairs that notebook 05 trains on.
 
 # %%
 import json
@@ -33,55 +35,46 @@ from textwrap import fill
 from IPython.display import HTML
 from transformers import AutoTokenizer
 
-from dpo_kit import pipeline
+from dpo_kit import jsonl, pipeline, profiles, records, workspace
 from dpo_kit.evaluation.statistics import position_bias
-from dpo_kit.jsonl import read_pairs, read_records, write_pairs
-from dpo_kit.models.generation import count_stops
-from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.audit import audit_pairs
-from dpo_kit.preferences.importers import import_pairs
-from dpo_kit.preferences.judges import both_orders, judge_all
+from dpo_kit.models import generation, loading
+from dpo_kit.preferences import audit, importers, judges, ranking, sampling
 from dpo_kit.preferences.judges.llm import estimate_cost
 from dpo_kit.preferences.labels import Labels, aligned, as_items
-from dpo_kit.preferences.ranking import all_pairs, best_against_worst, margin_filtered, rank_by_score
-from dpo_kit.preferences.sampling import sample
-from dpo_kit.profiles import load_profile
-from dpo_kit.records import Response, split_by_prompt
-from dpo_kit.triage import rubric
+from dpo_kit.triage import reports, rubric
 from dpo_kit.triage.judges import rubric_judge, simulated
-from dpo_kit.triage.reports import draw_prompts
-from dpo_kit.workbook.annotate import annotate
-from dpo_kit.workbook.exercises.preference_data import (
-    check_collapse,
-    check_error_rate,
-    check_kappa,
-    check_split,
-)
+from dpo_kit.views.tables import interval
+from dpo_kit.workbook import annotate, cells, lesson_runs
+from dpo_kit.workbook.exercises import preference_data as exercises
 from dpo_kit.workbook.figures.audit import audit_html, findings_bar, lengths, shortcuts
 from dpo_kit.workbook.figures.preference import judges_compared
 from dpo_kit.workbook.show import show
 from dpo_kit.workbook.statistics import agreement, kappa
-from dpo_kit.workspace import Workspace, default_workdir
 
-profile = load_profile()
-work = Workspace(default_workdir(profile.name), profile.name)
+profile = profiles.load_profile()
+cells.only_incidents(profile, "python -m dpo_kit audit FILE")
+work = workspace.Workspace(workspace.default_workdir(profile.name), profile.name)
 
 # %% [markdown]
 # ## Sample
 #
-# The two answers of a pair should come from the model that will be trained. It then learns the difference between
-# what it does well and what it does badly, at places where it really goes. Here the SFT arm answers sixty prompts four
-# times each, at two temperatures. A prompt's samples are seeded by the prompt, so they are the same in any batch.
+# It is best when both answers of a pair come from the model that will be trained. The model then learns the difference
+# between what it does well and what it does badly, on texts that it really writes. Many public data sets were sampled
+# from other models; that works too, but part of what they teach is about texts that this model would never write.
+#
+# Here the SFT arm answers some prompts four times each, at two temperatures. The random numbers of a sample follow from
+# its prompt, so a prompt gets the same answers in any batch.
 
 # %%
 pipeline.sft(work, profile, seed=0)
-arms = load_arms(profile, {"sft": work.root / "sft" / "adapter"})
-prompts = draw_prompts(60, "train", "ranking", seed=0)
-answers = sample(arms, "sft", prompts, [0.7, 0.7, 1.0, 1.0], profile.pairs, seed=0)
-print(count_stops([response for four in answers for response in four]))
+arms = loading.load_arms(profile, {"sft": work.root / "sft" / "adapter"})
+prompts = reports.draw_prompts(60, "train", "ranking", seed=0)
+answers = sampling.sample(arms, "sft", prompts, [0.7, 0.7, 1.0, 1.0], profile.pairs, seed=0)
+print(f"{len(prompts)} prompts;", generation.count_stops([response for four in answers for response in four]))
 
 # %% [markdown]
-# One prompt, its four answers, and what the exact rubric of this world gives each:
+# Here is one prompt with its four answers. The number in front of each answer is its score by the rubric of this world,
+# which computes how right an answer is:
 
 # %%
 print(fill(prompts[0].text, 100), "\n")
@@ -91,18 +84,18 @@ for response in answers[0]:
 # %% [markdown]
 # ## From n answers to pairs
 #
-# Four answers can be ranked and paired in several ways. The best against the worst gives one clear pair a prompt.
-# All pairs give more, but each answer returns several times, and many differences are small. A smallest gap in score
-# lies between.
+# Four answers to a prompt can be turned into pairs in several ways. Taking the best and the worst gives one clear pair
+# a prompt. Taking all pairs gives more of them, but each answer then appears several times, and many differences are
+# small. Asking for a smallest gap in score is a middle way. Compare the three by the number of pairs and by the gaps:
 
 # %%
 rankings = [
-    rank_by_score(prompt, four, rubric.overall, "rubric") for prompt, four in zip(prompts, answers, strict=True)
+    ranking.rank_by_score(prompt, four, rubric.overall, "rubric") for prompt, four in zip(prompts, answers, strict=True)
 ]
 ways = {
-    "best against worst": best_against_worst(rankings),
-    "all pairs": all_pairs(rankings),
-    "a gap of 0.3 or more": margin_filtered(rankings, 0.3),
+    "best against worst": ranking.best_against_worst(rankings),
+    "all pairs": ranking.all_pairs(rankings),
+    "a gap of 0.3 or more": ranking.margin_filtered(rankings, 0.3),
 }
 for name, made in ways.items():
     gaps = [rubric.overall(p.prompt, p.chosen.text) - rubric.overall(p.prompt, p.rejected.text) for p in made]
@@ -111,26 +104,28 @@ for name, made in ways.items():
 # %% [markdown]
 # ## Judge
 #
-# For training, the workbook samples two answers to each of a thousand prompts. The stage below was run by notebook 00
-# or is run now. Its judge is the rubric, which knows the truth; where it sees no difference, there is no pair.
+# The pairs for training come from the `pairs` stage of the run: the SFT arm answers each prompt twice, and a judge
+# compares the two answers. If notebook 00 has run this stage, the result is read; otherwise it is run now. Its judge is
+# the rubric, so its labels are true. Where the rubric sees no difference, there is no pair.
 
 # %%
 folder = pipeline.pairs(work, profile, seed=0)
-pairs = read_pairs(folder / "pairs.jsonl")
-asked = read_records(folder / "responses.jsonl", Response)
-a, b = asked[: len(asked) // 2], asked[len(asked) // 2 :]
-questions = {prompt.id: prompt for prompt in draw_prompts(profile.pairs.prompts, "train", "pairs", seed=0)}
+source = folder / "pairs.jsonl"
+pairs = jsonl.read_pairs(source)
+sampled = jsonl.read_records(folder / "responses.jsonl", records.Response)
+a, b = sampled[: len(sampled) // 2], sampled[len(sampled) // 2 :]
+questions = {prompt.id: prompt for prompt in reports.draw_prompts(profile.pairs.prompts, "train", "pairs", seed=0)}
 questions = [questions[response.prompt_id] for response in a]
 texts = [response.text for response in a], [response.text for response in b]
 truth = rubric_judge()
-true_verdicts = judge_all(truth, questions, *texts)
-print(Counter(verdict.winner for verdict in true_verdicts))
+true_verdicts = judges.judge_all(truth, questions, *texts)
+print(f"{len(questions)} prompts:", Counter(verdict.winner for verdict in true_verdicts))
 assert len(pairs) == sum(verdict.winner in "ab" for verdict in true_verdicts) >= 500
 
 # %% [markdown]
-# Your judge will not know the truth. The **simulated annotator** has faults that are set: it reads rightly with a given
-# accuracy, sometimes takes the first answer unread, and sometimes the longer one. Three of them, one fault each, and
-# one that has all three:
+# Your own judge will not know the truth. To see what that does, we use a **simulated annotator** whose faults we set
+# ourselves. It can misread a pair, it can take the answer that is shown first without reading, and it can take the
+# longer answer without reading. Three of the annotators below have one fault each, and one has all three:
 
 # %%
 faults = {
@@ -140,12 +135,13 @@ faults = {
     "takes the longer": {"length_bias": 0.3},
     "all three": {"accuracy": 0.8, "position_bias": 0.3, "length_bias": 0.3},
 }
-judges = {name: simulated(truth, **options) for name, options in faults.items()}
-heard = {name: judge_all(judge, questions, *texts) for name, judge in judges.items()}
+annotators = {name: simulated(truth, **options) for name, options in faults.items()}
+heard = {name: judges.judge_all(judge, questions, *texts) for name, judge in annotators.items()}
 
 # %% [markdown]
-# Two numbers say how good a judge is. **Agreement** is the share of prompts on which it says what the truth says.
-# **Cohen's kappa** takes off what two judges would agree on by chance,
+# Two numbers say how good a judge is. **Agreement** $p_o$ is the share of prompts on which it says what the truth says.
+# Two judges who guess would also agree sometimes; call that share $p_e$. It is computed from how often each of the two
+# gives each label. **Cohen's kappa** is the agreement beyond chance, as a share of what is possible beyond chance:
 #
 # $$\kappa = \frac{p_o - p_e}{1 - p_e}.$$
 
@@ -158,23 +154,32 @@ for name, verdicts in heard.items():
     print(f"{name:17} agreement {scores[name][0].mean:.2f}, kappa {scores[name][1].mean:.2f}")
 
 # %% [markdown]
-# The same figures with their intervals. Look for the judge that has all three faults: what does it still know?
+# Before you look at the figure: do the intervals of the annotator with all three faults overlap with those of the
+# annotators with one fault? And how far is its kappa from zero, which is the value of a judge that guesses?
 
 # %%
 show(judges_compared(scores), "Agreement with the truth and Cohen's kappa for five judges, with 95% intervals.")
 
+# %%
+worst = scores["all three"]
+least = min((row for name, row in scores.items() if name != "all three"), key=lambda row: row[0].low)
+assert worst[0].high < least[0].low, "the intervals overlap"
+print(f"all three faults: agreement at most {worst[0].high:.2f}; one fault: at least {least[0].low:.2f}")
+print(f"kappa of the annotator with all three faults: [{worst[1].low:.2f}, {worst[1].high:.2f}]")
+
 # %% [markdown]
-# Each fault costs agreement, and together they cost more than any alone. Nothing in the labels says so: they look like
-# any others.
+# Each fault lowers the agreement, and the three together lower it below any one alone. The labels themselves do not
+# show this: a wrong label looks like a right one. So how would you find out without knowing the truth?
 #
 # ## Ask in both orders
 #
-# One fault can be seen without knowing the truth. Ask again with the two answers exchanged: a judge that took the
-# first takes the other now. `both_orders` asks twice and calls a contradiction a tie. The share of contradictions is
-# the judge's inconsistency; of those, how often the first answer won is its position bias.
+# One fault can be found without knowing the truth. Ask the judge again with the two answers exchanged. A judge that
+# took the first answer now takes the other one, so it contradicts itself. `both_orders` asks twice and turns a
+# contradiction into a tie. The share of contradictions is the judge's **inconsistency**. Among the contradictions, the
+# share in which the answer shown first won is its **position bias**: one half would mean no preference for a place.
 
 # %%
-twice = {name: judge_all(both_orders(judge), questions, *texts) for name, judge in judges.items()}
+twice = {name: judges.judge_all(judges.both_orders(judge), questions, *texts) for name, judge in annotators.items()}
 for name, verdicts in twice.items():
     found = position_bias(verdicts)
     first = f", the first won {found.first.mean:.0%} of them" if found.first else ""
@@ -182,8 +187,8 @@ for name, verdicts in twice.items():
 assert position_bias(twice["rubric"]).inconsistent.mean == 0
 
 # %% [markdown]
-# Asking twice costs twice as much and makes fewer pairs. Are those that are left better? Of the pairs that each judge
-# decides, the share it decides rightly:
+# Asking twice costs twice as much and leaves fewer pairs. Are the remaining pairs better? The next cell counts, among
+# the prompts that the judge and the truth both decide, the share that the judge decides rightly:
 
 
 # %%
@@ -196,18 +201,23 @@ def right_share(verdicts):
 for name in faults:
     (once_n, once), (twice_n, again) = right_share(heard[name]), right_share(twice[name])
     print(f"{name:17} asked once {once:.1%} right of {once_n}, in both orders {again:.1%} right of {twice_n}")
+assert right_share(twice["takes the first"])[1] == 1
+assert right_share(twice["takes the longer"]) == right_share(heard["takes the longer"])
 
 # %% [markdown]
-# Position bias is cured by asking twice. Misreading and a love of length are not: they are the same in both orders.
-# What noise in the labels does to DPO itself, you can try in notebook 05: the profile's `[judge]` table takes the same
-# settings.
+# Asking in both orders removes the wrong labels of the annotator that takes the first answer. It changes nothing for
+# the annotator that misreads and for the one that takes the longer answer: these simulated annotators make the same
+# mistake in both orders. (A person who misreads may well not, and then asking twice finds some of these mistakes too.)
+#
+# To see what wrong labels do to DPO, train on them: the profile's `[judge]` table takes the same settings, for example
+# `load_profile(judge={"kind": "simulated", "accuracy": 0.8})` in notebook 05.
 #
 # ## A language model as judge
 #
-# `make_judge` builds the judge that the profile's `[judge]` table names: OpenAI's or Anthropic's API, or any server
-# that speaks OpenAI's (vLLM, Ollama, `transformers serve`). Answers are handed over as data between delimiters that an
-# answer cannot guess, and what cannot be read in the reply is `unjudged`, never a winner. Nothing is called here. But
-# what it would cost can be computed from the questions as they would be asked:
+# `make_judge` builds the judge that the profile's `[judge]` table names: the API of OpenAI or Anthropic, or any server
+# that understands OpenAI's requests (vLLM, Ollama, `transformers serve`). The two answers are sent as data between
+# delimiters that an answer cannot guess. A reply that cannot be read is recorded as `unjudged`, and never as a winner.
+# This notebook calls no such server. What it would cost can be computed from the questions that would be asked:
 
 # %%
 settings = profile.judge.model_copy(update={"kind": "anthropic"})
@@ -216,56 +226,68 @@ print(f"{settings.model}, both orders: {cost.questions:,} questions, {cost.input
 print(f"about ${cost.dollars:.2f}, at most ${cost.at_most:.2f}; nothing is asked beyond ${settings.max_dollars:.2f}")
 
 # %% [markdown]
-# To use one, put the key into the environment, never into a notebook, and set the table:
+# To use such a judge, put the key into the environment, never into a notebook, and set the table:
 #
 # ```python
+# from dpo_kit.preferences.judges import judge_all, make_judge
+# from dpo_kit.profiles import load_profile
+#
 # profile = load_profile(judge={"kind": "openai", "base_url": "http://localhost:8000/v1", "model": "my-model"})
 # judge = make_judge(profile.judge, cache=work.root / "judge_cache.sqlite")
 # verdicts = judge_all(judge, questions, *texts, workers=profile.judge.concurrency)
 # ```
 #
-# Replies are cached on disk, so an interrupted evening is not paid for twice.
+# Replies are kept on the disk. If the work is interrupted, no question is paid for twice.
 #
 # ## You as judge
 #
-# Label ten pairs yourself. In JupyterLab the next cell shows two answers side by side, in an order that a coin chose.
-# Keys `a`, `b`, `t` (tie), `s` (skip) and `u` (undo) work while the panel has the focus. A label is on the disk before
-# the panel says so; run the cell again to go on where you stopped.
+# Now label ten pairs yourself. In JupyterLab the next cell shows two answers side by side, in a random order. While the
+# panel has the focus, the keys `a`, `b`, `t` (tie), `s` (skip) and `u` (undo) work. The panel says "Saved" only after
+# the label is on the disk. Run the cell again to continue where you stopped. What you decide is used: further down,
+# your verdict takes the place of the rubric's in the pairs that are saved for training.
 
 # %%
 ten = [(prompt, x, y) for prompt, x, y in zip(questions, a, b, strict=True) if x.text != y.text][:10]
-me = annotate(ten, annotator="me", database=work.root / "labels.db")
+me = annotate.annotate(ten, annotator="me", database=work.root / "labels.db")
 
 # %% [markdown]
-# How well do you agree with the rubric? It knows the five facts, which you were not shown.
+# How well do you agree with the rubric? The rubric knows the facts of the report. You had to read them out of it.
 
 # %%
-mine = Labels(work.root / "labels.db").verdicts("me")
+my_labels = Labels(work.root / "labels.db")
 rubrics = {item.id: truth(item.prompt, item.a.text, item.b.text) for item in as_items(ten)}
-labels = aligned(mine, rubrics)
-if labels[0]:
-    print(f"{len(labels[0])} labels; agreement {agreement(*labels)}, kappa {kappa(*labels)}")
+both = aligned(my_labels.verdicts("me"), rubrics)
+if both[0]:
+    print(f"{len(both[0])} labels; agreement {interval(agreement(*both))}, kappa {interval(kappa(*both))}")
 else:
     print("no labels yet: run the cell above in JupyterLab")
 
 # %% [markdown]
-# With ten labels the interval is as wide as the question. Fifty would be a start.
-#
+# Ten labels say little. Suppose that you agree with the rubric on eight pairs of ten, on forty of fifty, or on 160 of
+# 200. The share is the same each time; look at how the interval narrows:
+
+# %%
+for count in (10, 50, 200):
+    agreed = ["a"] * count, ["a"] * (count * 8 // 10) + ["b"] * (count * 2 // 10)
+    print(f"{count * 8 // 10:3} of {count:3}: {interval(agreement(*agreed))}")
+
+# %% [markdown]
 # ## Audit
 #
-# Before training, look for what a judge cannot see. `audit_pairs` asks some twenty questions of a set of pairs: of each
-# row (identical, empty, cut off, no end-of-sequence token, somebody's e-mail address), of rows among each other
-# (duplicates, opposite labels, cycles), of the set (does the longer answer win? can the label be guessed without
-# reading?), and of its evaluation (is a prompt in both?).
+# Before training, check what a judge does not check. `audit_pairs` looks at each row (is it empty, cut off, without an
+# end-of-sequence token; does it hold an e-mail address?), at rows together (duplicates, opposite labels, cycles of
+# preferences), at the whole set (does the longer answer win; can the label be guessed without reading?), and at the
+# evaluation (does a prompt stand in both?).
 
 # %%
 tokenizer = AutoTokenizer.from_pretrained(profile.model_path)
-holdout = draw_prompts(profile.evaluation.prompts, "heldout", "evaluation", seed=0)
-report = audit_pairs(pairs, tokenizer, holdout, profile.model.max_length)
+holdout = reports.draw_prompts(profile.evaluation.prompts, "heldout", "evaluation", seed=0)
+report = audit.audit_pairs(pairs, tokenizer, holdout, profile.model.max_length)
 HTML(audit_html(report.to_json()))
 
 # %% [markdown]
-# Read the table from the top; open an example where there is one. What blocks, in our own pairs:
+# Read the table from the top, and open the examples of a check that found something. In our own pairs, these findings
+# must be mended before training:
 
 # %%
 for finding in report.blocking:
@@ -273,9 +295,11 @@ for finding in report.blocking:
 print(f"{len(report.dropped)} rows to drop")
 
 # %% [markdown]
-# Sampling at temperature 1 finds an empty answer now and then, and a judge will call it worse. The gain is small and
-# the rule is simple, so such a row goes. The shortcuts come next: how often the chosen answer has more of some surface
-# feature than the rejected one. Half says nothing.
+# Sampling at a high temperature gives an empty answer now and then, and a judge rightly calls it worse. Such a row
+# teaches only that an answer is better than none, and a rule without exceptions is easier to check, so it is dropped.
+#
+# Next come **shortcuts**: for several features of the surface, how often the chosen answer has more of it than the
+# rejected one. One half means that the feature says nothing about the label. Which interval is furthest from one half?
 
 # %%
 show(
@@ -283,18 +307,24 @@ show(
 )
 
 # %% [markdown]
-# A feature far from one half is a temptation: a model can lower the loss by imitating it alone. Some of it may be
-# real, as where the right form of an answer has more lines. Whether it is, you must know; the audit can only point.
-# The lengths beside each other, in tokens:
+# If a feature is far from one half, the model can lower its loss by imitating this feature alone. That is not always
+# wrong: in this world the right form of an answer has several lines, so more lines can really be better. The audit
+# cannot decide this. You have to. The next figure shows the lengths of both answers, in tokens. Is the chosen answer
+# systematically longer or shorter?
 
 # %%
 show(lengths(report.to_json()), "Histograms of token lengths, and chosen against rejected length.")
 
+# %%
+longer = [len(pair.chosen.text) > len(pair.rejected.text) for pair in pairs]
+shorter = [len(pair.chosen.text) < len(pair.rejected.text) for pair in pairs]
+print(f"in characters, chosen is longer in {sum(longer)} pairs, shorter in {sum(shorter)}, equal in the others")
+
 # %% [markdown]
 # ## Now with faults
 #
-# A set that somebody made on purpose is rarely as clean. So we plant faults in a copy, a few of each kind, and see
-# what the audit finds.
+# Our sampled pairs have hardly any of these faults, so they do not show what the audit finds. To test it, we plant
+# faults in a copy of the pairs, a few of each kind, and look for them in the table.
 
 
 # %%
@@ -318,61 +348,71 @@ planted = {
     ],
     "personal data": [with_text(pair, "chosen", f"{pair.chosen.text}\nMail ada@example.org.") for pair in pairs[60:65]],
 }
+print({name: len(rows) for name, rows in planted.items()})
 dirty = [*pairs, *(pair for rows in planted.values() for pair in rows)]
-audit = audit_pairs(dirty, tokenizer, holdout, profile.model.max_length)
-HTML(audit_html(audit.to_json()))
+found = audit.audit_pairs(dirty, tokenizer, holdout, profile.model.max_length)
+HTML(audit_html(found.to_json()))
 
 # %% [markdown]
-# The same as a figure, on a logarithmic axis. Red stands in the way of training; the rest is for you to judge.
+# The next figure shows the same counts on a logarithmic axis. The checks in red block training; the others are for you
+# to judge. Which of the planted faults are among the red ones?
 
 # %%
-show(findings_bar(audit.to_json()), "How many rows each check flagged, by severity.")
+show(findings_bar(found.to_json()), "How many rows each check flagged, by severity.")
 
 # %% [markdown]
-# `kept` is what should be trained on. A duplicate loses all copies but one; two rows with opposite labels both go,
-# since nobody knows which is right. On the command line the same is
-# `python -m dpo_kit audit FILE --out cleaned.jsonl`, which exits with 1 where something blocks.
+# `kept` holds the pairs to train on. Of a duplicate, one copy stays. Of two rows with opposite labels both are dropped,
+# because nobody knows which is right. Personal data are reported and not dropped, since only you know whether they may
+# be used. On the command line, `python -m dpo_kit audit FILE --out cleaned.jsonl` does the same, and exits with 1 where
+# something blocks.
 
 # %%
-kept = audit.kept
-clean = audit_pairs(kept, tokenizer, holdout, profile.model.max_length)
-print(f"{len(dirty)} pairs, {len(audit.dropped)} dropped, {len(kept)} kept")
-print("blocking before:", [finding.name for finding in audit.blocking])
+clean = audit.audit_pairs(found.kept, tokenizer, holdout, profile.model.max_length)
+print(f"{len(dirty)} pairs, {len(found.dropped)} dropped, {len(found.kept)} kept")
+print("blocking before:", [finding.name for finding in found.blocking])
 print("blocking after: ", [finding.name for finding in clean.blocking])
 assert not clean.blocking
 
 # %% [markdown]
-# ## Split, and save
+# ## Split, and save for notebook 05
 #
-# Some pairs are held out, to watch the margin on pairs that are not trained on. The split is **by prompt**: two pairs
-# of one prompt on both sides would let the model be examined on what it was taught.
+# The copy with the planted faults has done its work. What is saved comes from the sampled pairs: your labels take the
+# place of the rubric's, the audit drops what blocks, and a part is held out, so that notebook 05 can measure the margin
+# on pairs that it does not train on. The split is **by prompt**: with two pairs of one prompt on both sides, the model
+# would be examined on what it was taught.
 
 # %%
-train, held_out = split_by_prompt(kept, holdout=0.1)
+mine = lesson_runs.with_labels(pairs, my_labels, "me")
+kept = audit.audit_pairs(mine, tokenizer, holdout, profile.model.max_length).kept
+train, held_out = records.split_by_prompt(kept, lesson_runs.HOLDOUT)
 assert not {pair.prompt.text for pair in train} & {pair.prompt.text for pair in held_out}, "a prompt on both sides"
-target = work.root / "my_pairs.jsonl"
-write_pairs(target, train)
-assert read_pairs(target) == train
-print(f"{len(train)} pairs to train on, {len(held_out)} held out\n")
-print(json.dumps(json.loads(target.read_text().splitlines()[0]), indent=1)[:900], "...")
+lesson_runs.save_pairs(work, source, train, held_out)
+assert lesson_runs.pairs_to_train_on(work, profile, source) == (train, held_out), "notebook 05 trains on other pairs"
+print(f"{len(train)} pairs to train on, {len(held_out)} held out")
+print(f"{sum(pair.verdict.judge == 'human:me' for pair in kept)} of them with your label")
+
+# %%
+print(
+    json.dumps(json.loads((work.root / "my_pairs" / "train.jsonl").read_text().splitlines()[0]), indent=1)[:900], "..."
+)
 
 # %% [markdown]
-# `prompt`, `chosen` and `rejected` are what any TRL trainer reads; the rest says where the pair came from.
+# Every TRL trainer reads `prompt`, `chosen` and `rejected`. The other fields say where the pair comes from.
 #
 # ## Your own data
 #
-# `import_pairs` finds out by itself which of ten formats a file has: TRL's, UltraFeedback, Anthropic's HH transcripts,
-# scored answers as in SHP, unpaired thumbs as for KTO, exports of Argilla and Label Studio; as JSON Lines, JSON, CSV or
-# Parquet. Replace `source` below by your file. What cannot be read goes to a quarantine file with its line and the
-# reason, and the good rows go on.
+# `import_pairs` recognises by itself which format a file has: TRL's, UltraFeedback, Anthropic's HH transcripts, scored
+# answers as in SHP, unpaired thumbs as for KTO, or an export of Argilla or Label Studio. The file may be JSON Lines,
+# JSON, CSV or Parquet. To try it, put the path of your file in place of `mine_file` below. A row that cannot be read
+# goes to a quarantine file with its line and the reason, and the other rows are imported.
 
 # %%
 with tempfile.TemporaryDirectory() as scratch:
-    source = Path(scratch) / "mine.jsonl"
+    mine_file = Path(scratch) / "mine.jsonl"
     question = "\n\nHuman: How do I boil an egg?\n\nAssistant:"
     row = {"chosen": f"{question} Seven minutes in boiling water.", "rejected": f"{question} Eggs are food."}
-    source.write_text(f'{json.dumps(row)}\n{{"chosen": "cut of\n')
-    imported = import_pairs(source, quarantine=Path(scratch) / "quarantine.jsonl")
+    mine_file.write_text(f'{json.dumps(row)}\n{{"chosen": "cut of\n')
+    imported = importers.import_pairs(mine_file, quarantine=Path(scratch) / "quarantine.jsonl")
     put_aside = json.loads((Path(scratch) / "quarantine.jsonl").read_text())
 print("\n".join(imported.notes))
 print("line", put_aside["line"], "was put aside:", put_aside["reason"])
@@ -381,15 +421,18 @@ imported.pairs[0].to_trl()
 # %% [markdown]
 # ## What we saw
 #
-# A pair is a claim. Ask in both orders and position bias shows itself; misreading and a love of length do not, and
-# need labels of known truth: some of your own. Audit before training, drop what is wrong beyond doubt, look at what is
-# doubtful, split by prompt. Nothing here needed a GPU, and it decides more than the learning rate does.
+# - A pair is a statement, and DPO believes it. The faults of a judge cannot be seen in its labels.
+# - Asking in both orders finds position bias. It did not find misreading, nor the preference for long answers. For
+#   these you need labels that you trust, for example some of your own.
+# - Before training: audit the pairs, drop what is certainly wrong, look at what is doubtful, and split by prompt.
 #
 # ## Exercises
 #
-# **1.** Collapse two answers of a judge into one verdict, in about four lines. `forward` is the winner when `a` was
-# shown first, `backward` when `b` was, both already in terms of a and b. Two different winners are a tie; one order
-# unjudged is `"unjudged"`.
+# Solutions are in `solutions/04_preference_data.ipynb`; try first.
+#
+# **1.** Combine the two answers of a judge into one verdict, in about four lines. `forward` is the winner when `a` was
+# shown first, and `backward` the winner when `b` was shown first; both already name the answers a and b, not the
+# places. Two different verdicts make a tie. If one of the two is `"unjudged"`, the result is `"unjudged"`.
 
 
 # %%
@@ -398,11 +441,11 @@ def my_collapse(forward, backward):
     ...
 
 
-check_collapse(my_collapse)
+exercises.check_collapse(my_collapse)
 
 # %% [markdown]
-# **2.** How often is the simulated annotator wrong, where the truth is decisive, the better answer is shown first in
-# half of the pairs, and is the longer one in a share `longer` of them? About two lines.
+# **2.** How often is the simulated annotator wrong? Assume that the truth decides every pair, that the better answer is
+# shown first in half of the pairs, and that it is the longer one in a share `longer` of them. About two lines.
 
 
 # %%
@@ -411,7 +454,7 @@ def my_error_rate(accuracy, position_bias, length_bias, longer):
     ...
 
 
-check_error_rate(my_error_rate)
+exercises.check_error_rate(my_error_rate)
 
 # %% [markdown]
 # **3.** Cohen's kappa from two lists of labels, in about five lines, without a library.
@@ -423,11 +466,11 @@ def my_kappa(x, y):
     ...
 
 
-check_kappa(my_kappa)
+exercises.check_kappa(my_kappa)
 
 # %% [markdown]
-# **4.** Split pairs so that no prompt is on both sides, in about four lines: every prompt whose place in order of first
-# appearance (0, 1, 2, ...) is divisible by `every` is held out.
+# **4.** Split pairs so that no prompt is on both sides, in about four lines. Number the prompts 0, 1, 2, ... in the
+# order in which they first appear. A prompt is held out if its number is divisible by `every`.
 
 
 # %%
@@ -436,7 +479,7 @@ def my_split(prompts, every):
     ...
 
 
-check_split(my_split)
+exercises.check_split(my_split)
 
 # %% [markdown]
-# **Next:** [05 · QLoRA DPO](05_qlora_dpo.ipynb), which trains on these pairs.
+# **Next:** [05 · QLoRA DPO](05_qlora_dpo.ipynb), which trains on the pairs that were saved here.

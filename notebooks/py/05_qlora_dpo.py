@@ -13,19 +13,22 @@
 # %% [markdown]
 # # 05 · QLoRA DPO, watched
 #
-# **Question.** What happens while DPO trains, how do you notice when it goes wrong, and how do you keep the result?
+# **Question.** What happens while DPO trains, how do you notice that something goes wrong, and how do you keep the
+# result?
 #
-# **Needs.** The SFT model of notebook 03 and the pairs of notebook 04; they are made here if they are not there yet.
+# **Needs.** The SFT model of notebook 03 and the pairs of notebook 04. If they are not there yet, they are made here.
 #
-# **Takes.** Two minutes of computing on two CPU cores and fifty of reading. With a GPU profile the same cells train a
-# 4B or 8B model; the first run then downloads it and trains its SFT adapter, which takes far longer than this page.
+# **Takes.** Three minutes of computing on two CPU cores, and fifty minutes of reading. With a GPU profile the same
+# cells train a 4B or 8B model. The first run then downloads the model and trains its SFT adapter, which takes far
+# longer than reading this page.
 #
-# The policy is the SFT adapter over a frozen base in 4 bits (QLoRA), the reference is a frozen copy of that adapter,
-# and the loss is that of notebooks 01 and 02. None of it is new by now. What is new is everything around it: memory, a
-# live view, guards, checkpoints, and proofs.
+# The policy is the SFT adapter on a frozen base in 4 bits; this combination is called QLoRA. The reference is a frozen
+# copy of the same adapter. The loss is that of notebooks 01 and 02, so the mathematics is known by now. This notebook
+# is about everything around it: memory, a live view of the training, checks that refuse bad input, checkpoints, and a
+# proof that the saved adapter is the trained one.
 
 # %%
-from dpo_kit.workbook import from_scratch  # isort: skip  (first: dpo_kit switches telemetry off before the libraries load)
+from dpo_kit.workbook import cells, from_scratch, lesson_runs  # isort: skip  (first: switches telemetry off)
 import json
 import shutil
 import tempfile
@@ -36,59 +39,54 @@ from pathlib import Path
 from textwrap import fill
 
 import torch
+import transformers
+import trl
 from datasets import Dataset
 from IPython.display import Markdown
-from transformers import TrainerCallback, logging
-from trl import DPOConfig, DPOTrainer
 
-from dpo_kit import pipeline
+from dpo_kit import pipeline, profiles, records, workspace
+from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.files import hashes
-from dpo_kit.jsonl import read_pairs, write_pairs
-from dpo_kit.models import memory
-from dpo_kit.models.generation import Sampling, generate
-from dpo_kit.models.loading import adapters_to_fp32, add_adapter, load_arms, load_base
-from dpo_kit.profiles import DATA, load_profile, profile_names
-from dpo_kit.records import PreferencePair
-from dpo_kit.training.branches import Branches
-from dpo_kit.training.checkpoints import damage_in
-from dpo_kit.training.dpo import train_dpo
-from dpo_kit.training.fast import FastDPOTrainer
+from dpo_kit.jsonl import write_pairs
+from dpo_kit.models import generation, loading, memory
+from dpo_kit.training import branches, checkpoints, dpo, fast, release, trainers
 from dpo_kit.training.metrics_log import read_log
-from dpo_kit.training.release import release_adapter
-from dpo_kit.training.trainers import common_arguments
+from dpo_kit.triage import rubric
+from dpo_kit.views.tables import interval
 from dpo_kit.views.training import frontier
-from dpo_kit.workbook.cells import refusal, without_timings
 from dpo_kit.workbook.dashboard import Dashboard
-from dpo_kit.workbook.exercises.qlora_dpo import check_merge, check_newest, check_saving
-from dpo_kit.workbook.figures.fast import cells, gain, speeds, step_rates
+from dpo_kit.workbook.exercises import qlora_dpo as exercises
+from dpo_kit.workbook.figures import fast as benchmark
 from dpo_kit.workbook.figures.qlora import LOG_RATIOS, frontiers, memory_bars
 from dpo_kit.workbook.show import show
-from dpo_kit.workspace import Workspace, default_workdir
 
-logging.set_verbosity_error()  # transformers says that dequantised weights are not the original ones: that is the point
+transformers.logging.set_verbosity_error()  # section 7 says what it would warn of
 
 # %% [markdown]
 # ## 1. The dial
 #
-# This cell is the only one that knows about your machine. `None` takes `DPO_KIT_PROFILE` from the environment, and else
-# `"tiny"`; the GPU profiles are `"gpu-8gb"`, `"gpu-12gb"`, `"gpu-16gb"` and `"gpu-24gb"`. Values are overridden by
-# table: `load_profile("gpu-24gb", model={"path": "my/model"}, data={"pairs": "my_pairs.jsonl"})`.
+# Only the next cell depends on your machine. With `None`, the profile is the one that `DPO_KIT_PROFILE` names in the
+# environment, or `"tiny"` if it is not set. The GPU profiles are `"gpu-8gb"`, `"gpu-12gb"`, `"gpu-16gb"` and
+# `"gpu-24gb"`. Single values can be changed table by table, for example
+# `load_profile("gpu-24gb", model={"path": "my/model"}, data={"pairs": "my_pairs.jsonl"})`.
 
 # %%
 PROFILE = None
-profile = load_profile(PROFILE)
+profile = profiles.load_profile(PROFILE)
 print(f"{profile.name}: {profile.model.path}, {profile.model.quantize}, LoRA rank {profile.model.lora_r}")
 print(f"beta {profile.dpo.beta}, learning rate {profile.dpo.learning_rate:g}, {profile.dpo.batch_size} pairs a step")
 
 # %% [markdown]
 # ### Does it fit?
 #
-# Whether a card holds a training can be counted before a weight is loaded: from the model's configuration alone follow
-# the bytes of the 4-bit weights, of what stays unquantised, of adapters, their gradients and the optimizer. What
-# autograd keeps of each token follows from the layers. Look at what is large in the next figure: not the adapter.
+# You can count whether a training fits on a card before you load a single weight. The model's configuration gives the
+# bytes of the 4-bit weights, of the parts that stay unquantised, of the adapters, of their gradients and of the
+# optimizer. The layers also tell how many activations autograd keeps for each token.
+#
+# A question before the figure: which part do you expect to be the largest, and how large is the adapter?
 
 # %%
-cards = {name: load_profile(name) for name in profile_names() if name.startswith("gpu-")}
+cards = {name: profiles.load_profile(name) for name in profiles.profile_names() if name.startswith("gpu-")}
 cards = dict(sorted(cards.items(), key=lambda item: int(item[0].removeprefix("gpu-").removesuffix("gb"))))
 needs = {name: memory.estimate(card) for name, card in cards.items()}
 totals = ", ".join(f"{name} {need.total / memory.GB:.1f} GB" for name, need in needs.items())
@@ -108,21 +106,27 @@ lines = [["", *parts], ["---", *["---:"] * len(parts)]]
 lines += [[row, *(of_card[row] for of_card in parts.values())] for row in next(iter(parts.values()))]
 Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
+# %%
+share = {name: (need.total, max(asdict(need), key=asdict(need).get)) for name, need in needs.items()}
+for name, (total, largest) in share.items():
+    print(f"{name:9} the largest part is {largest}: {asdict(needs[name])[largest] / total:.0%} of the total")
+
 # %% [markdown]
-# These are estimates, and the last part of each is an allowance for what only a running kernel knows. With a card
-# present, `memory.check_fits(profile)` compares with what is free and says what to change where it does not fit.
+# These are estimates. The last part of each is an allowance for what only a running kernel knows. On a machine with a
+# card, `memory.check_fits(profile)` compares the estimate with the free memory, and says what to change if it does not
+# fit.
 #
 # ## 2. The pairs
 #
-# A part of the pairs is enough to see everything. Pairs of other prompts are held out: margins are measured on them,
-# and they are never trained on.
+# These are the pairs that notebook 04 saved, your own labels included. If you have not run it, they are made here in
+# the same way: sampled, judged by the rubric, audited, and split by prompt. The held-out pairs belong to other prompts.
+# They are never trained on; margins are measured on them.
 
 # %%
-work = Workspace(default_workdir(profile.name), profile.name)
+work = workspace.Workspace(workspace.default_workdir(profile.name), profile.name)
 sft = pipeline.sft(work, profile, seed=0) / "adapter"
-made = pipeline.pairs(work, profile, seed=0)
-pairs = read_pairs(made / "pairs.jsonl")[:416]
-held_out = read_pairs(made / "heldout.jsonl")
+sampled = pipeline.pairs(work, profile, seed=0) / "pairs.jsonl"
+pairs, held_out = lesson_runs.pairs_to_train_on(work, profile, sampled)
 asked = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
 print(f"{len(pairs)} pairs to train on, {len(held_out)} held out")
 print(f"\n{fill(pairs[0].prompt.text, 96)}\n\nchosen\n{pairs[0].chosen.text}\n\nrejected\n{pairs[0].rejected.text}")
@@ -130,45 +134,64 @@ print(f"\n{fill(pairs[0].prompt.text, 96)}\n\nchosen\n{pairs[0].chosen.text}\n\n
 # %% [markdown]
 # ## 3. Train, and watch
 #
-# In JupyterLab the next cell draws while it trains, says in words when something looks wrong, and has a **Stop** button
-# that saves. Run without a person, it leaves the figure alone. Before you look: the margin on trained pairs should
-# grow, the one on held-out pairs with it, and the KL is what that costs.
+# In JupyterLab the next cell draws while it trains. It says in words when something looks wrong. Its **Stop** button
+# ends the training after the current step and saves a checkpoint; run the cell again, and the training continues from
+# there. The run lies in the folder of the workbook's run, so this also works after the kernel was restarted. If nobody
+# is at the page, only the final figure is shown.
+#
+# Before you run it, write down a guess: will the margin on held-out pairs grow as fast as the margin on trained pairs?
+# And how large will the KL be, which is the price of the margin?
 
 # %%
-scratch = Path(tempfile.mkdtemp())
-run = scratch / "run"
-(run / "dpo").mkdir(parents=True)
-references = scratch / "references.sqlite"  # log-probs of the reference, computed once for all that follows
+run = lesson_runs.run_folder(work, profile, pairs)
+references = run / "references.sqlite"  # log-probs of the reference, computed once for all that follows
+watched = held_out[:32]  # measured every few steps; all held-out pairs are measured once, after training
+(run / "dpo").mkdir(exist_ok=True)
 steps = ceil(len(pairs) / profile.dpo.batch_size)
 dashboard = Dashboard(steps, batch_size=profile.dpo.batch_size)
 await dashboard.watch(  # noqa: F704
-    train_dpo,
+    dpo.train_dpo,
     profile,
     pairs,
     sft,
     asked[: profile.dpo.kl_prompts],
     run / "dpo",
     seed=0,
-    held_out=held_out,
+    held_out=watched,
     references=references,
+    log=lambda line: None,
 )
 
 # %% [markdown]
 # ### How to read it
 #
-# - **Margin** is $\beta$ times the difference of log-ratios: it has $\beta$ in it, so margins of different $\beta$ are
-#   not comparable. Log-ratios, in nats, are.
-# - **Rewards.** The loss asks for a difference. Where the chosen reward falls as well, only more slowly than the
-#   rejected one, both kinds of answers became less likely (notebook 02, section 11).
-# - **Accuracy** is the share of pairs with a margin above zero. It says nothing of how far.
-# - **KL** is measured on the policy's own answers, exact over the vocabulary at each token. The log-ratios on the pairs
-#   of the data are *not* a KL.
+# - **Margin** is $\beta$ times the difference of the two log-ratios. Because $\beta$ is a factor of it, margins of
+#   different $\beta$ cannot be compared. The log-ratios themselves, in nats, can.
+# - **Rewards.** The loss asks only for a difference between chosen and rejected. If the chosen reward falls too, but
+#   more slowly than the rejected one, both kinds of answers became less likely (notebook 02, section 11).
+# - **Accuracy** is the share of pairs with a margin above zero. It does not say how far above.
+# - **KL** is measured on answers that the policy itself samples, and exactly over the vocabulary at each token. The
+#   log-ratios on the pairs of the data set are *not* a KL.
+#
+# ### The margin on enough pairs
+#
+# The curve of held-out pairs rests on few pairs, because it is measured often. Each point is therefore uncertain. After
+# training, the margin is measured once on all held-out pairs. How much narrower do you expect the interval to be with
+# ten times as many pairs?
+
+# %%
+found = lesson_runs.margins(profile, run / "dpo" / "adapter", sft, held_out)
+print("\n".join(lesson_runs.margin_lines(found, sorted({min(30, len(found)), min(100, len(found)), len(found)}))))
+
+# %% [markdown]
+# The width of an interval falls with the square root of the number of pairs. Use the last line when you compare two
+# trainings, and the curve only to see a trend.
 #
 # ### Step 0
 #
-# Before the first step three things were asserted, and written down: the loss is $\ln 2$, the margin is 0, and every
-# adapter's gradient is the one that stock TRL computes through dequantised weights in plain matrix products. The
-# cosine below is that of the adapter that agrees least.
+# Before the first step three things were checked and written down: the loss is $\ln 2$, the margin is 0, and the
+# gradient of every adapter is the one that stock TRL computes through dequantised weights in plain matrix products. The
+# cosine below belongs to the adapter whose two gradients agree least.
 
 # %%
 start = json.loads((run / "dpo" / "start.json").read_text())
@@ -179,9 +202,9 @@ print(f"cosine between the gradients {start['gradient_cosine']:.6f}")
 # %% [markdown]
 # ### The price of a margin
 #
-# The same run without its clock: the gap between chosen and rejected on held-out pairs, over the KL that was paid for
-# it. A policy is well trained while this curve climbs. Where it goes right and no longer up, it is only getting further
-# from the reference.
+# The next figure shows the same run without time: the gap between chosen and rejected on held-out pairs, over the KL at
+# the same step. While the curve climbs, the policy gets something for moving away from the reference. If it goes to the
+# right and no longer up, the policy only moves away. Does this run climb until its end?
 
 # %%
 rows = read_log(run / "dpo" / "log.jsonl")
@@ -191,20 +214,27 @@ show(
     f"Held-out gap over KL: from 0 to a gap of {way[-1][2]:.1f} nats at a KL of {way[-1][1]:.1f} nats.",
 )
 
+# %%
+for step, kl, gap in way:
+    print(f"step {step:3}: KL {kl:.2f} nats, gap {gap:.2f} nats")
+
 # %% [markdown]
 # ## 4. What is refused
 #
-# None of the following raises an error in stock TRL. Each is caught here before the first step or at the step where it
-# happens, with a line that says what to do.
+# Stock TRL raises no error for any of the following. Here each is found before the first step, or at the step where it
+# happens, and the message says what to do.
 
 
 # %%
+scratch = Path(tempfile.mkdtemp())  # for the small trainings below; removed at the end, unlike the run above
+
+
 def train(name, pairs, with_profile=profile, **options):
-    """Train quietly in a folder of its own and return it."""
+    """Train quietly in a temporary folder and return it."""
     folder = scratch / name
     folder.mkdir(exist_ok=True)
     options = {"kl_prompts": (), "references": references, "log": lambda line: None, **options}
-    train_dpo(with_profile, pairs, sft, folder=folder, seed=0, **options)
+    dpo.train_dpo(with_profile, pairs, sft, folder=folder, seed=0, **options)
     return folder
 
 
@@ -216,44 +246,47 @@ def changed(table, **values):
 few = pairs[: 2 * profile.dpo.batch_size]
 
 # %% [markdown]
-# **A row without signal.** Chosen and rejected are the same; the loss is $\ln 2$ for ever, and its gradient zero.
+# **A row without signal.** Chosen and rejected are the same text. The loss of this row stays $\ln 2$, and its gradient
+# is zero.
 
 # %%
-same = PreferencePair(**{**dict(few[3]), "rejected": few[3].chosen})
-with refusal():
+same = records.PreferencePair(**{**dict(few[3]), "rejected": few[3].chosen})
+with cells.refusal():
     train("same", [*few[:3], same, *few[4:]])
 
 # %% [markdown]
-# **An answer that is cut off.** `max_length` is one token too small for the longest row, so its EOS is not trained.
+# **An answer that is cut off.** `max_length` is one token too small for the longest row. Its end-of-sequence token
+# (EOS) is cut off, so this row would not teach the model to stop.
 
 # %%
-tokenizer = load_base(profile)[1]
+tokenizer = loading.load_base(profile)[1]
 encoded = [from_scratch.encode(tokenizer, pair) for pair in few]
 longest = max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in encoded)
-with refusal():
+with cells.refusal():
     train("cut-off", few, changed("model", max_length=longest - 1))
 
 # %% [markdown]
-# **A learning rate of another world.** What is right for one kind of tuning wrecks another; the guard knows the kind
-# and the size of the model. It can be told to look away, and then the run stops where a number is no longer finite,
-# before the optimizer has written it into a weight:
+# **A learning rate that is far too high.** A rate that is right for full fine-tuning can be wrong for LoRA, and the
+# other way round. The check knows how the model is tuned and how large it is. You can switch the check off. Then the
+# training stops at the first number that is not finite, before the optimizer has written it into a weight:
 
 # %%
-with refusal():
+with cells.refusal():
     train("too-fast", few, changed("dpo", learning_rate=0.1))
-with refusal():
+with cells.refusal():
     train("far-too-fast", few, changed("dpo", learning_rate=1e30, warmup_share=0.0, any_learning_rate=True))
 
 # %% [markdown]
-# ## 5. Stop, and go on
+# ## 5. Stop, and continue
 #
-# A stopped run should go on as if nothing had been: the same losses, the same weights, to the last bit. That takes more
-# than the weights: the optimizer's moments, the schedule, the order of the data, the random numbers. One run here is
-# never interrupted; the other is asked to stop during its second step, as the button asks.
+# A training that was stopped should continue as if it had never been stopped: the same losses and the same weights, to
+# the last bit. For this the weights alone are not enough. The optimizer's moments, the learning-rate schedule, the
+# order of the data and the state of the random numbers are needed too. Below, one training is never interrupted. The
+# other is asked to stop during its second step, in the same way as by the button.
 
 
 # %%
-class StopAt(TrainerCallback):
+class StopAt(transformers.TrainerCallback):
     """Asks for a stop while a step is under way."""
 
     def __init__(self, step, stop):
@@ -267,41 +300,45 @@ class StopAt(TrainerCallback):
 some = pairs[: 4 * profile.dpo.batch_size]
 whole = train("whole", some)
 stop = threading.Event()
-with refusal():
+with cells.refusal():
     train("stopped", some, stop=stop, callbacks=[StopAt(2, stop)])
 
 # %% [markdown]
-# A checkpoint counts only when its manifest was written last, with the size and hash of every file. So a kill in the
-# middle of a save leaves a folder that is passed over, and the one before it is used.
+# A checkpoint is valid only if it has a manifest with the size and the hash of every file. The manifest is written
+# last. If the process is killed during a save, the unfinished folder is ignored and the checkpoint before it is used.
 
 # %%
 for checkpoint in (scratch / "stopped" / "checkpoints").glob("checkpoint-*"):
-    print(checkpoint.name, "is", damage_in(checkpoint) or "whole")
+    print(checkpoint.name, "is", checkpoints.damage_in(checkpoint) or "whole")
 resumed = train("stopped", some, log=print)
 assert hashes(resumed / "adapter") == hashes(whole / "adapter"), "the weights are the same, bit for bit"
-logs = [without_timings(read_log(folder / "log.jsonl")) for folder in (resumed, whole)]
+logs = [cells.without_timings(read_log(folder / "log.jsonl")) for folder in (resumed, whole)]
 assert logs[0] == logs[1], "and so is the log"
 for row in read_log(resumed / "log.jsonl"):
     if "loss" in row:
         print(f"step {row['step']}: learning rate {row['learning_rate']:.1e}, loss {row['loss']:.6f}")
 
 # %% [markdown]
-# (The first step of a warm-up has a learning rate of zero, so the second loss is the first again.)
+# (With a warm-up, the first step has a learning rate of zero, so the loss of the second step equals that of the first.)
 #
 # ## 6. Beta, three ways
 #
-# $\beta$ is the price of a nat (notebook 01): the higher it is, the closer the *optimum* is to the reference. Three
-# short runs on the same pairs at the same learning rate, a higher one than above and in smaller batches, so that they
-# get somewhere. Their references come from the cache. Margins have $\beta$ in them, so compare the unscaled gap. A KL
-# that is measured on two dozen answers is noisy: a point may lie to the left of the one before it.
+# $\beta$ is the price of one nat of KL (notebook 01): the higher it is, the closer the *optimum* is to the reference.
+# The next cell makes three short trainings on the same pairs, with one value of $\beta$ each. The learning rate is
+# higher than above and the batches are smaller, so that two dozen steps move the policy visibly. Margins contain
+# $\beta$, so compare the gap in nats. The KL is measured on two dozen answers and is noisy, so a point of the figure
+# may lie to the left of the one before it.
+#
+# Your guess first: which $\beta$ ends with the largest gap, and by how much?
 
 # %%
 fast_steps = {"batch_size": 8, "learning_rate": 2.5 * profile.dpo.learning_rate, "warmup_share": 0.0, "kl_every": 8}
-sweep = {}
-for beta in (0.01, 0.1, 1.0):
+sweep, adapters = {}, {}
+for place, beta in enumerate((0.01, 0.1, 1.0)):
     tried = changed("dpo", beta=beta, **fast_steps)
-    folder = train(f"beta-{beta:g}", pairs[: 24 * 8], tried, held_out=held_out, kl_prompts=asked[:24])
+    folder = train(f"beta-{beta:g}", pairs[: 24 * 8], tried, held_out=watched, kl_prompts=asked[:24])
     sweep[f"beta {beta:g}"] = read_log(folder / "log.jsonl")
+    adapters[f"beta_{place}"] = folder / "adapter"
 
 # %%
 ends = {name: frontier(rows, LOG_RATIOS)[-1] for name, rows in sweep.items()}
@@ -312,46 +349,68 @@ show(frontiers(sweep), f"Held-out gap over KL for three betas, in nats. At the e
 for name, rows in sweep.items():
     kl = next(row for row in reversed(rows) if "kl/sequence" in row)
     last = next(row for row in reversed(rows) if "eval_rewards/margins" in row)
+    first = next(gap for step, _, gap in frontier(rows, LOG_RATIOS) if step > 0)
+    weight = torch.sigmoid(torch.tensor(-last["eval_rewards/margins"]))
     print(
-        f"{name:9} margin {last['eval_rewards/margins']:6.3f}, gap {last['eval_log_ratios/margins']:5.2f} nats, "
-        f"KL {kl['kl/sequence']:.2f} ± {kl['kl/standard_error']:.2f} nats, weight of a pair at such a margin "
-        f"{torch.sigmoid(torch.tensor(-last['eval_rewards/margins'])):.2f}"
+        f"{name:9} gap after {fast_steps['kl_every']} steps {first:.2f} nats, at the end "
+        f"{last['eval_log_ratios/margins']:.2f} nats, KL {kl['kl/sequence']:.2f} ± {kl['kl/standard_error']:.2f} nats; "
+        f"weight of a pair at the last margin {weight:.2f}"
     )
 
 # %% [markdown]
-# Read it with care: these are two dozen steps, not the optimum. Adam divides each gradient by its own size, so the
-# factor $\beta$ in front of the gradient cancels, and all three set out at the same speed. They part when the weights
-# $\sigma(-\beta h)$ of the pairs fall, and with $\beta = 1$ that happens after a nat or two: its pairs are settled
-# early and stop pulling. With $\beta = 0.01$ nothing is ever settled within such a run; what ends it is the number of
-# steps. So early stopping and the learning rate do part of the work that theory gives to $\beta$, and a sweep over
-# $\beta$ at a fixed number of steps measures all of them together.
+# These are two dozen steps, and not the optimum. Adam divides each gradient by its own size, so the factor $\beta$ in
+# front of the gradient cancels, and the three trainings start with steps of the same size. They separate when the
+# weights $\sigma(-\beta h)$ of the pairs fall. With $\beta = 1$ they fall after one or two nats. With
+# $\beta = 0.01$ they stay at about one half in such a short run, and the run ends because its steps are used up. At
+# the lower learning rate of the profile the gap stays smaller (section 3), so the weights of different $\beta$ differ
+# even less. A short sweep over $\beta$ therefore measures the learning rate and the number of steps as well.
 #
-# To try: `7 *` in place of `2.5 *`, with `"any_learning_rate": True` beside it. One of the three runs away. Which one,
-# and why not the one with the lowest price?
+# Does $\beta$ change the answers? Each of the three answers the same held-out prompts at temperature 1, and the rubric
+# scores the answers. This works only in the workbook's own world, which has a rubric:
+
+# %%
+if not profile.data.external:
+    how = generation.Sampling(1.0, 0, profile.pairs.max_new_tokens, profile.pairs.batch_size)
+    trained = loading.load_arms(profile, {"sft": sft, **adapters})
+    for name, arm in zip(["SFT", *sweep], ["sft", *adapters], strict=True):
+        given = generation.generate(trained, arm, asked[:100], how)
+        scored = [rubric.overall(prompt, answer.text) for prompt, answer in zip(asked, given, strict=False)]
+        print(f"{name:9} mean score {interval(mean_interval(scored))} on {len(scored)} prompts")
+
+# %% [markdown]
+# Compare the intervals of the three trainings with each other. If they overlap widely, this sweep gives no reason to
+# prefer one $\beta$.
+#
+# To try: put `7 *` in place of `2.5 *`, and `"any_learning_rate": True` beside it. Which of the three moves furthest
+# from the reference, and why?
 #
 # ## 7. Keep it
 #
-# The adapter is saved with a **card**: base, data, settings, where the curves ended. Then nothing in memory is trusted.
-# Base and adapters are loaded afresh from the disk, some pairs are tokenised afresh, and their rewards must be those
-# that training ended with. Merged models, with $W + \frac{\alpha}{r} B A$ in place of $W$, are written as well.
+# The adapter is saved with a **card**, which names its base, data and settings and the ends of the curves. After that
+# nothing in memory is trusted: base and adapters are loaded from the disk again, some pairs are tokenised again, and
+# their rewards must be those that the training ended with. Merged models, with $W + \frac{\alpha}{r} B A$ in place of
+# $W$, are written too. All of it stays in the folder of the workbook's run.
 
 # %%
-shutil.copytree(sft, run / "sft" / "adapter")
+released = run / "release"
+shutil.rmtree(released, ignore_errors=True)  # an earlier release of this same run: same settings, same pairs
+shutil.copytree(sft, run / "sft" / "adapter", dirs_exist_ok=True)
 write_pairs(run / "pairs" / "pairs.jsonl", pairs)
-proof = release_adapter(profile, run, run / "release", merge=True)
+proof = release.release_adapter(profile, run, released, merge=True)
 print(f"largest difference in a reward {proof.distance:.1g}, allowed {proof.allowed:.1g}, on {proof.pairs} pairs")
+print("kept in", released.relative_to(work.root.parent), "below the folder of your runs")
 
 # %%
-card = (run / "release" / "adapter" / "README.md").read_text()
+card = (released / "adapter" / "README.md").read_text()
 Markdown(card.split("---\n", 2)[2].replace("\n# ", "\n#### ").replace("\n## ", "\n##### "))
 
 # %% [markdown]
-# The two merged models are not the same. The adapter learnt beside *rounded* weights; merged into the dequantised ones
-# it says what it said, merged into the originals it meets a slightly different model. How different, in nats of the
-# log-prob of a whole answer:
+# There are two merged models, and they are not the same. The adapter was trained beside *rounded* weights. Merged into
+# the same rounded weights (after dequantisation) it computes what it computed before. Merged into the original weights
+# it meets a slightly different model. The table says how different, in nats of the log-prob of a whole answer:
 
 # %%
-merged = json.loads((run / "release" / "merged.json").read_text())
+merged = json.loads((released / "merged.json").read_text())
 lines = ["| merged into the base | mean | largest | a token |", "| --- | ---: | ---: | ---: |"]
 for m in merged:
     lines.append(f"| {m['base']} | {m['mean_difference']:.2g} | {m['largest_difference']:.2g} | {m['per_token']:.2g} |")
@@ -360,13 +419,14 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## 8. Three arms
 #
-# One frozen base, two adapters, three models. A few held-out prompts, at temperature 1. These are the first, not the
-# best, and three answers prove nothing: notebook 06 does that properly.
+# One frozen base and two adapters make three models. Each answers a few held-out prompts at temperature 1. The prompts
+# are the first ones of the list and were not selected. Three answers prove nothing; notebook 06 compares the arms on
+# enough prompts.
 
 # %%
-arms = load_arms(profile, {"sft": sft, "dpo": run / "release" / "adapter"})
-how = Sampling(1.0, 0, profile.pairs.max_new_tokens, profile.pairs.batch_size)
-answers = {arm: generate(arms, arm, asked[:3], how) for arm in ("base", "sft", "dpo")}
+arms = loading.load_arms(profile, {"sft": sft, "dpo": released / "adapter"})
+how = generation.Sampling(1.0, 0, profile.pairs.max_new_tokens, profile.pairs.batch_size)
+answers = {arm: generation.generate(arms, arm, asked[:3], how) for arm in ("base", "sft", "dpo")}
 for i, prompt in enumerate(asked[:3]):
     print(fill(f"--- {prompt.text}", 96))
     for arm, given in answers.items():
@@ -376,44 +436,45 @@ for i, prompt in enumerate(asked[:3]):
 # %% [markdown]
 # ## 9. Where the time went
 #
-# Training used a **fast path** by default. A DPO step as it is usually written does work that nobody asked for:
+# The training used a **fast path**, which is the default. A DPO step as it is usually written does work that changes
+# nothing in the result:
 #
-# 1. **The prompt twice.** Chosen and rejected begin alike. Here their common beginning stands once, and the two answers
-#    are branches that do not see each other.
-# 2. **Padding.** Every row is as wide as the longest. Here all tokens stand in one row, without any.
-# 3. **Positions that are not scored.** The head maps every position to the whole vocabulary. Only those that predict an
-#    answer's token are needed.
-# 4. **The reference, again.** It does not change, so its log-probs are computed once a pair and kept, across epochs,
-#    restarts, and the three betas above.
-# 5. **Copies for the adapters.** An adapter is kept in fp32, and every layer's activations are copied to fp32 to meet
-#    it. Here the adapter, which is small, is cast to the activations, and added to the layer's own product.
+# 1. **The prompt twice.** Chosen and rejected begin with the same prompt. The fast path computes this common beginning
+#    once; the two answers are branches after it that do not see each other.
+# 2. **Padding.** In a padded batch every row is as wide as the longest one. Here all tokens stand in one row.
+# 3. **Positions that are not scored.** The head maps every position to the whole vocabulary. Only the positions that
+#    predict a token of an answer are needed.
+# 4. **The reference, again.** The reference does not change. Its log-probs are computed once a pair and kept, across
+#    epochs, restarts, and the three betas above.
+# 5. **Copies for the adapters.** An adapter is kept in fp32, and PEFT copies every layer's activations to fp32 for it.
+#    Here the adapter, which is small, is converted to the type of the activations instead.
 #
 # The first two can be counted. This is a batch of eight pairs:
 
 # %%
 eight = pairs[:8]
 batch = from_scratch.collate(tokenizer, eight)
-layout = Branches.of(batch.input_ids, batch.attention_mask.long())
+layout = branches.Branches.of(batch.input_ids, batch.attention_mask.long())
 padded, real = batch.input_ids.numel(), int(batch.attention_mask.sum())
 print(f"{padded} positions in TRL's batch, {real} of them tokens; {len(layout.owner)} where prompts are shared")
 
 # %% [markdown]
-# Only how log-probs are computed may change, not what they are. The same eight pairs through stock TRL and through the
-# fast path, on the same weights:
+# The fast path may change how log-probs are computed, but not their values. Here are the same eight pairs on the same
+# weights, through stock TRL and through the fast path:
 
 
 # %%
 def per_token(kind):
     """The log-prob of each token of the batch, as a trainer's own forward computes it, and the trainer."""
-    model, tokenizer = load_base(profile)
-    arguments = common_arguments(profile, profile.dpo, scratch / "unused", seed=0)
+    model, tokenizer = loading.load_base(profile)
+    arguments = trainers.common_arguments(profile, profile.dpo, scratch / "unused", seed=0)
     trainer = kind(
-        add_adapter(model, "default", sft, trainable=True),
-        args=DPOConfig(**arguments),
+        loading.add_adapter(model, "default", sft, trainable=True),
+        args=trl.DPOConfig(**arguments),
         train_dataset=Dataset.from_list([pair.to_trl() for pair in eight]),
         processing_class=tokenizer,
     )
-    adapters_to_fp32(trainer.model)  # TRL puts those of a 4-bit model into bf16
+    loading.adapters_to_fp32(trainer.model)  # TRL puts those of a 4-bit model into bf16
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(len(eight))]))
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     with torch.no_grad(), trainer.accelerator.autocast():
@@ -424,47 +485,56 @@ def per_token(kind):
     return said.log_probs.float(), trainer
 
 
-stock, _ = per_token(DPOTrainer)
-fast, trainer = per_token(FastDPOTrainer)
+by_trl, _ = per_token(trl.DPOTrainer)
+by_fast, trainer = per_token(fast.FastDPOTrainer)
 assert trainer.stock_reason is None, trainer.stock_reason
-apart = (stock - fast).abs().max().item()
+apart = (by_trl - by_fast).abs().max().item()
 assert apart < (1e-3 if profile.model.compute_dtype == "float32" else 0.25)
-print(f"{stock.shape[0]} sequences; the log-prob of no token differs by more than {apart:.1g} nats")
+print(f"{by_trl.shape[0]} sequences; the log-prob of no token differs by more than {apart:.1g} nats")
 
 # %% [markdown]
-# What it brings depends on lengths and vocabulary, and has to be measured: arms in turn, each in a fresh process. The
-# figure is drawn from the committed log of the benchmark (`python -m benchmarks.dpo_step`), made on a shared machine:
-# read ratios, not speeds. Compare the two stock arms with the fast path, and with the whole the arms that lack a part:
+# How much faster it is depends on lengths and vocabulary, so it has to be measured. The figure shows the committed log
+# of a benchmark (`python -m benchmarks.dpo_step`), in which the variants ran in turn, each in a fresh process. The
+# machine was shared, so read ratios and not speeds. Compare the two stock variants with the fast path, and then the
+# fast path with the variants that lack one of its parts: which part brings most?
 
 # %%
-measured = json.loads((DATA / "runs" / "dpo_step.json").read_text())
-shown = next((cell for cell in cells(measured) if cell == ("smollm2-135m", "ragged")), cells(measured)[0])
-arm_speeds = speeds(measured, *shown)
+measured = json.loads((profiles.DATA / "runs" / "dpo_step.json").read_text())
+measured_cells = benchmark.cells(measured)
+shown = ("smollm2-135m", "ragged") if ("smollm2-135m", "ragged") in measured_cells else measured_cells[0]
+arm_speeds = benchmark.speeds(measured, *shown)
 told = ", ".join(f"{arm} {middle:.2f}" for arm, (middle, *_) in arm_speeds.items())
-show(step_rates(measured, *shown), f"Pairs per second on {shown[0]}, lengths {shown[1]}: {told}.")
+show(benchmark.step_rates(measured, *shown), f"Pairs per second on {shown[0]}, lengths {shown[1]}: {told}.")
 
 # %%
-for cell in cells(measured):
-    gains = {peer: gain(measured, *cell, peer) for peer in ("best_stock", "stock")}
-    against = [f"{times:.2f} times {peer}" for peer, times in gains.items() if times]
-    print(f"{cell[0]:14} {cell[1]:7} fast path: {', '.join(against)}")
+gains = {cell: benchmark.gain(measured, *cell, "best_stock") for cell in measured_cells}
+for cell, times in gains.items():
+    stock = benchmark.gain(measured, *cell, "stock")
+    against = f", {stock:.2f} times stock" if stock else ""
+    print(f"{cell[0]:14} {cell[1]:7} fast path: {times:.2f} times best_stock{against}")
+for model in dict.fromkeys(model for model, _ in measured_cells):
+    least = min((cell for cell in measured_cells if cell[0] == model), key=gains.get)
+    print(f"{model}: the smallest gain is {gains[least]:.2f}, at the lengths {least[1]}")
 
 # %% [markdown]
-# Ratios are taken within a round, and their median is shown. It brings least where answers are long beside the
-# prompt: there is less to share.
+# Lengths are given as prompt : chosen : rejected; `ragged` means that they differ from row to row. Each ratio is taken
+# within one round, and the median over the rounds is printed. The longer the prompt is beside the answers, the more
+# work sharing it saves; where gains of two lengths differ by a few hundredths only, the rounds do not tell which is
+# larger.
 
 # %%
-shutil.rmtree(scratch)
+shutil.rmtree(scratch)  # the small trainings only
+assert (released / "adapter" / "README.md").exists(), "the release stays"
 
 # %% [markdown]
 # ## What we saw
 #
-# - What a training needs can be counted before it starts. Activations and the base fill a card; adapters do not.
-# - Margin and KL belong in one picture, a gain and its price. Margins of different $\beta$ do not compare.
-# - Rows without signal, lost EOS, wrong rates and numbers that are not finite are refused in words.
-# - A stopped run goes on bit for bit, or says why it does not.
-# - $\beta$, learning rate and number of steps act together in a short run.
-# - What was saved is what was trained, and a merge changes it by an amount that can be said.
+# - The memory that a training needs can be counted before it starts, and the adapter is a small part of it.
+# - Margin and KL belong in one picture: a gain and its price. A margin needs enough pairs, and an interval.
+# - Rows without signal, a lost EOS, a rate that is too high and numbers that are not finite are refused in words.
+# - A stopped training continues bit for bit.
+# - In a short run, $\beta$, the learning rate and the number of steps act together.
+# - What was saved is what was trained. A merge into the original weights changes the model, by an amount that is known.
 #
 # ## Exercises
 #
@@ -479,12 +549,12 @@ def my_merge(weight, a, b, alpha):
     ...
 
 
-check_merge(my_merge)
+exercises.check_merge(my_merge)
 
 # %% [markdown]
-# **2.** Choose the checkpoint to go on from. Each is `(step, promised, found)`: what its manifest promises and what
-# lies there, both as a dict from a file's name to its hash. Return the highest step whose files are exactly those
-# promised, or 0. About one line.
+# **2.** Choose the checkpoint to continue from. Each is `(step, promised, found)`: the files that its manifest lists
+# and the files that are there, both as a dict from a file's name to its hash. Return the highest step whose files are
+# exactly those of the manifest, or 0 if there is none. About one line.
 
 
 # %%
@@ -493,11 +563,11 @@ def my_newest(checkpoints):
     ...
 
 
-check_newest(my_newest)
+exercises.check_newest(my_newest)
 
 # %% [markdown]
-# **3.** How many times fewer positions are computed when nothing is padded and each prompt stands once? A padded batch
-# has two rows a pair, each as wide as the longest row of the batch. About two lines.
+# **3.** How many positions does a padded batch compute for each position that is computed without padding and with each
+# prompt only once? A padded batch has two rows a pair, each as wide as the longest row of the batch. About two lines.
 
 
 # %%
@@ -506,8 +576,8 @@ def my_saving(lengths):
     ...
 
 
-check_saving(my_saving)
+exercises.check_saving(my_saving)
 
 # %% [markdown]
-# **Next:** [06 · Three arms](06_three_way_eval.ipynb). A margin on pairs is not a better model; base, SFT and SFT+DPO
-# answer the same prompts, and statistics decide.
+# **Next:** [06 · Three arms](06_three_way_eval.ipynb). A larger margin on pairs does not prove a better model. There,
+# Base, SFT and the SFT+DPO adapter of the whole run answer the same prompts, and statistics decide.

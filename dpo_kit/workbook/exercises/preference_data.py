@@ -33,13 +33,15 @@ def check_kappa(answer: Callable) -> CheckResult:
         (list("aabbtt"), list("ababtt")),
         (list("aaaaaaab"), list("aaaaaaba")),
         (list("ab") * 6, list("ba") * 6),
+        (list("aaaab"), list("abbbb")),  # two raters with different shares of a and b: kappa is not Scott's pi here
+        (list("abtt"), list("abat")),
     ]
     return verdict_on(answer, _kappa, _KAPPA, cases)
 
 
 def check_split(answer: Callable) -> CheckResult:
     """`answer(prompts, every)`: a prompt a pair in, True where the pair is held out."""
-    cases = [(list("xyzxyz"), 3), (list("aabbccdd"), 2), (list("pqpqrs"), 4)]
+    cases = [(list("xyzxyz"), 3), (list("aabbccdd"), 2), (list("pqpqrs"), 4), (list("zxyzxw"), 2)]
     return verdict_on(answer, _split, _SPLIT, cases)
 
 
@@ -68,6 +70,12 @@ def _split(prompts: Sequence[str], every: int) -> list[bool]:
 
 def _observed(x: Sequence[str], y: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(x, y, strict=True)) / len(x)
+
+
+def _scotts_pi(x: Sequence[str], y: Sequence[str]) -> float:
+    both = [*x, *y]
+    chance = sum((both.count(label) / len(both)) ** 2 for label in set(both))
+    return (_observed(x, y) - chance) / (1 - chance)
 
 
 _COLLAPSE = {
@@ -99,6 +107,7 @@ _KAPPA = {
     "chance agreement comes from each rater's own shares, not from one over the number of labels": lambda x, y: (
         (_observed(x, y) - 1 / len({*x, *y})) / (1 - 1 / len({*x, *y}))
     ),
+    "this is Scott's pi: chance agreement multiplies the shares of x and of y, it does not pool them first": _scotts_pi,
     "divide by what is left above chance, 1 - p_e": lambda x, y: (
         _observed(x, y) - (sum(list(x).count(label) * list(y).count(label) for label in set(x)) / len(x) ** 2)
     ),
@@ -106,6 +115,9 @@ _KAPPA = {
 _SPLIT = {
     "this splits by pair: two pairs of one prompt must stay on one side": lambda prompts, every: [
         place % every == 0 for place in range(len(prompts))
+    ],
+    "prompts are counted in the order in which they first appear, not in alphabetical order": lambda prompts, every: [
+        sorted(set(prompts)).index(prompt) % every == 0 for prompt in prompts
     ],
     "the sides are exchanged: True means held out": lambda prompts, every: [
         not side for side in _split(prompts, every)

@@ -22,7 +22,7 @@ def check_pairing(answer: Callable) -> CheckResult:
 
 def check_sign_test(answer: Callable) -> CheckResult:
     """`answer(wins, losses)`: two counts in, the exact two-sided p-value out."""
-    cases = [(8, 2), (2, 8), (5, 5), (10, 0), (234, 83), (17, 11)]
+    cases = [(8, 2), (2, 8), (5, 5), (10, 0), (234, 83), (17, 11), (1, 1), (4, 4), (3, 4), (0, 1)]
     return verdict_on(answer, _sign_test, _SIGN_TEST, cases)
 
 

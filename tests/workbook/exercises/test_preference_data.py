@@ -1,5 +1,6 @@
 """The checks of notebook 04: what they want is what the package does, and each plausible mistake gets its own hint."""
 
+import numpy as np
 import pytest
 
 from dpo_kit.preferences.judges import both_orders, by_score
@@ -46,6 +47,14 @@ def test_the_kappa_that_is_wanted_is_the_packages():
     assert _kappa(x, y) == pytest.approx(kappa(x, y).mean)
 
 
+def scotts_pi(x, y):
+    """Scott's pi, by numpy: the shares of both raters are averaged before they are squared."""
+    labels = sorted({*x, *y})
+    shares = np.mean([[list(rater).count(label) / len(rater) for label in labels] for rater in (x, y)], axis=0)
+    chance = (shares**2).sum()
+    return (np.mean(np.array(x) == np.array(y)) - chance) / (1 - chance)
+
+
 @pytest.mark.parametrize(
     ("check", "answer", "hint"),
     [
@@ -54,6 +63,8 @@ def test_the_kappa_that_is_wanted_is_the_packages():
         (check_error_rate, lambda a, p, ell, g: ell * (1 - g) + (1 - p - ell) * (1 - a), "position_bias / 2"),
         (check_error_rate, lambda a, p, ell, g: p / 2 + ell * g + (1 - p - ell) * (1 - a), "1 - longer"),
         (check_kappa, lambda x, y: sum(a == b for a, b in zip(x, y, strict=True)) / len(x), "chance is still in it"),
+        (check_kappa, scotts_pi, "Scott's pi"),
+        (check_split, lambda p, every: [sorted({*p}).index(prompt) % every == 0 for prompt in p], "first appear"),
         (check_split, lambda prompts, every: [n % every == 0 for n in range(len(prompts))], "splits by pair"),
     ],
 )

@@ -86,3 +86,4 @@ def test_the_sign_test_is_asked_at_more_points_than_an_even_split():
     """A p-value of 1 is right at 5 wins and 5 losses, and at no split that shows anything."""
     assert not check_sign_test(lambda wins, losses: 1.0).passed
     assert not check_sign_test(lambda wins, losses: 1.0 if wins == losses else 0.05).passed
+    assert not check_sign_test(lambda w, n: binomtest(w, w + n).pvalue if w != n or w == 5 else 1.2).passed
