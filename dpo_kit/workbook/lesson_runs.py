@@ -17,7 +17,6 @@ from dpo_kit.evaluation.statistics import mean_interval
 from dpo_kit.files import json_object, sha256, write_atomically
 from dpo_kit.jsonl import read_pairs, write_pairs
 from dpo_kit.models.loading import load_arms
-from dpo_kit.preferences.audit import audit_pairs
 from dpo_kit.preferences.labels import Labels
 from dpo_kit.profiles import Profile
 from dpo_kit.records import PreferencePair, Prompt, Response, split_by_prompt
@@ -70,6 +69,8 @@ def pairs_to_train_on(work: Workspace, profile: Profile, source: Path, seed: int
         return read_pairs(source), read_pairs(source.with_name("heldout.jsonl"))
     folder = work.root / FOLDER
     if json_object(folder / MADE_FROM).get("pairs_sha256") != sha256(source):
+        from dpo_kit.preferences.audit import audit_pairs  # needed only where notebook 04 was not run
+
         holdout = draw_prompts(profile.evaluation.prompts, "heldout", "evaluation", seed)
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path)
         kept = audit_pairs(read_pairs(source), tokenizer, holdout, profile.model.max_length).kept
