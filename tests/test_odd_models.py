@@ -53,8 +53,11 @@ def tried(name, tmp_path, capsys, *options):
         "--json",
     ]
     capsys.readouterr()
-    assert main(["evaluate", *compared]) == 0
-    assert json.loads(capsys.readouterr().out)["html"]
+    code = main(["evaluate", *compared])
+    report = json.loads(capsys.readouterr().out)
+    assert report["html"]
+    # a model this small may end every answer at once, and then the controls refuse to compare them
+    assert code == int(report["refusal"] is not None)
     return None
 
 
