@@ -106,13 +106,40 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
 
 
 def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:
-    """`sft` for external pairs, which it reads first: the demonstrations are their chosen answers."""
-    made = external_pairs(work, profile, seed) / "pairs.jsonl"
+    """`sft` for external pairs, which it reads first: the demonstrations are their chosen answers, or a file's."""
+    made = external_pairs(work, profile, seed)
+    source, inputs = Path(profile.sft.data).expanduser(), work.outputs_of("pairs")
+    if profile.sft.data and not source.is_file():
+        raise DpoKitError(f"sft.data = {profile.sft.data}: there is no such file")
+    if profile.sft.data:
+        inputs["demonstrations"] = {source.name: sha256(source)}
 
     def demonstrations() -> tuple[list[Prompt], list[Response]]:
-        return chosen_answers(read_pairs(made), profile.sft.demonstrations)
+        if profile.sft.data:
+            return _demonstrated(source, read_pairs(made / "heldout.jsonl"), profile.sft.demonstrations, work.log)
+        return chosen_answers(read_pairs(made / "pairs.jsonl"), profile.sft.demonstrations)
 
-    return sft_stage(work, profile, seed, demonstrations, work.outputs_of("pairs"))
+    return sft_stage(work, profile, seed, demonstrations, inputs)
+
+
+def _demonstrated(
+    source: Path, held_out: Sequence[PreferencePair], most: int, log: Callable[[str], None]
+) -> tuple[list[Prompt], list[Response]]:
+    """The demonstrations of a file, at most `most`, without those of prompts on which training measures itself.
+
+    Raises DpoKitError where a row is no demonstration, or none is left.
+    """
+    from dpo_kit.preferences.importers import import_demonstrations
+
+    measured = {pair.prompt.messages for pair in held_out}
+    read = list(zip(*import_demonstrations(source, log=log), strict=True))
+    usable = [row for row in read if row[0].messages not in measured]
+    kept = usable[:most]
+    log(f"sft: {len(kept)} of {len(read)} demonstrations in {source.name}"
+        f" ({len(read) - len(usable)} have held-out prompts, and sft.demonstrations = {most})")  # fmt: skip
+    if not kept:
+        raise DpoKitError(f"{source}: no demonstration is left for SFT; add some with other prompts")
+    return [prompt for prompt, _ in kept], [answer for _, answer in kept]
 
 
 def chosen_answers(pairs: Sequence[PreferencePair], most: int) -> tuple[list[Prompt], list[Response]]:

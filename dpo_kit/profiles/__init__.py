@@ -93,16 +93,25 @@ class SftSettings(TrainingSettings):
 
     With `skip` there is no fine-tuning: DPO starts from the base, or an instruct model as it is, and compares with it.
     `from` names the folder of an adapter for DPO to start from, and to compare with, in place of a fine-tuned one.
+    `data` names a file of demonstrations to learn from, in place of the pairs' chosen answers.
     """
 
     skip: bool = False
     from_: str = Field("", alias="from")
+    data: str = ""
     demonstrations: Count
     wrong_severity: Share
     invented_fact: Share
     wrong_action: Share
     broken_format: Share
     rambling: Share
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "SftSettings":
+        given = {"skip": self.skip, "from": self.from_, "data": self.data}
+        if len(chosen := [name for name, value in given.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(chosen)} say different things about where DPO starts; keep one")
+        return self
 
 
 class DataSettings(Settings):

@@ -174,6 +174,32 @@ def test_fresh_replaces_a_finished_run_and_keeps_other_files(trained, tmp_path, 
     assert (again / "notes.txt").read_text() == "mine"
 
 
+def test_sft_learns_the_demonstrations_of_a_file_but_those_with_held_out_prompts(trained, tmp_path, capsys):
+    work, arguments = trained
+    measured = read_pairs(work / "pairs" / "heldout.jsonl")[0].prompt.text
+    asked = [measured, *(f"How is the {word} cleaned?" for word in WORDS[:7])]
+    answers = [f"With a dry cloth, {i} times a year." for i in range(8)]
+    shown = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in zip(asked, answers, strict=True)
+    ]
+    file = write_jsonl(tmp_path / "shown.jsonl", shown)
+    assert main([*arguments, "--workdir", str(tmp_path / "run"), "--set", f"sft.data={file}"]) == 0
+    assert "sft: 7 of 8 demonstrations in shown.jsonl (1 have held-out prompts" in capsys.readouterr().out
+    learnt = read_records(tmp_path / "run" / "sft" / "demonstrations.jsonl", Response)
+    assert [response.text for response in learnt] == answers[1:]
+
+
+def test_only_one_start_can_be_named_and_a_file_of_demonstrations_must_be_there(trained, tmp_path, capsys):
+    _, arguments = trained
+    own = [*arguments, "--workdir", str(tmp_path)]
+    assert main([*own, "--set", "sft.skip=true", "sft.data=x.jsonl"]) == 2
+    assert "skip and data say different things" in capsys.readouterr().err
+    assert main([*own, "--set", f"sft.data={tmp_path / 'x.jsonl'}"]) == 2
+    assert "x.jsonl: there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "sft").exists()
+
+
 def test_dpo_goes_on_from_an_adapter_that_is_named(trained, tmp_path, capsys):
     work, arguments = trained
     start = work / "release" / "adapter"
