@@ -32,6 +32,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_kit.files import hashes, sha256
 from dpo_kit.jsonl import read_pairs, read_records, write_pairs, write_records
@@ -131,6 +132,7 @@ def train_stock(root: Path, folder: Path, pipe) -> None:
     pairs = read_pairs(root / "pairs.jsonl")[:PAIRS]
     built = dpo_trainer(PROFILE, pairs, root / "sft" / "adapter", folder, 0)
     built.__class__ = DPOTrainer  # the same weights, data and arguments, without what this project adds
+    built.data_collator = DataCollatorForPreference(built.processing_class.pad_token_id, built.args.max_length)
     built.add_callback(Begun(pipe))
     last = get_last_checkpoint(str(folder))
     (folder / "said.txt").write_text(f"{Path(last).name if last else 'nothing'}: gone on from\n")
