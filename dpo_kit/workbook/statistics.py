@@ -19,7 +19,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.results import Interval
-from dpo_kit.evaluation.statistics import paired_difference, sign_test, sign_test_power, verdict_text
+from dpo_kit.evaluation.statistics import holm, paired_difference, sign_test, sign_test_power, verdict_text
 from dpo_kit.evaluation.statistics.intervals import Z
 from dpo_kit.views.tables import short
 
@@ -214,20 +214,11 @@ def redrawn(
     for _ in range(draws):
         rows = random.integers(prompts, size=n)
         gains = {metric: scores[rows] - control[metric][rows] for metric, scores in treated.items()}
-        p_values = [sign_test(int((gain > 0).sum()), int((gain < 0).sum())) for gain in gains.values()]
-        adjusted = dict(zip(gains, _holm(np.array(p_values)), strict=True))
+        p_values = {metric: sign_test(int((g > 0).sum()), int((g < 0).sum())) for metric, g in gains.items()}
+        adjusted = holm(p_values)
         for metric in shown:
             difference = paired_difference(treated[metric][rows], control[metric][rows])
             verdict = short(verdict_text(difference, n, smallest_interesting))
             lost = verdict in ("better", "worse") and adjusted[metric] >= 0.05
             found[metric].append((difference.mean, "inconclusive" if lost else verdict))
     return found
-
-
-def _holm(p_values: np.ndarray) -> np.ndarray:
-    """The adjusted p-values, `(m,)`, as `evaluation.statistics.holm` gives them, for thousands of calls."""
-    order = p_values.argsort()
-    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
-    adjusted = np.empty_like(stepped)
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, nct
 from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_kit.evaluation.statistics import (
@@ -234,6 +235,12 @@ def test_holm_by_hand():
     names = dict(zip("edcba", (0.05, 0.04, 0.03, 0.02, 0.01), strict=True))
     assert holm(names) == pytest.approx({"a": 0.05, "b": 0.08, "c": 0.09, "d": 0.09, "e": 0.09})
     assert list(holm(names)) == list("edcba")
+
+
+def test_holm_is_that_of_statsmodels():
+    for p_values in np.random.default_rng(0).random((5, 6)) ** 2:
+        assert np.allclose(list(holm(dict(enumerate(p_values))).values()), multipletests(p_values, method="holm")[1])
+    assert holm({}) == {}
 
 
 def test_decisive_prompts_needed_are_the_checked_ones():

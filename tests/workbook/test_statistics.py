@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from dpo_kit.evaluation.statistics import holm
-from dpo_kit.workbook.statistics import _holm, redrawn
+from dpo_kit.workbook.statistics import redrawn
 
 
 def scores(rate, seed):
@@ -32,8 +31,3 @@ def test_a_verdict_must_hold_among_all_metrics_as_in_the_table():
     among = redrawn(ours | others, theirs | others, ("up",), 200, 0.05, 16)
     assert share(among, "up", "better") < share(alone, "up", "better")
     assert [mean for mean, _ in alone["up"]] == [mean for mean, _ in among["up"]]
-
-
-def test_the_quick_correction_is_the_packages():
-    for p_values in np.random.default_rng(0).random((5, 6)) ** 2:
-        assert np.allclose(_holm(p_values), list(holm(dict(enumerate(p_values))).values()))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.special import comb
 from scipy.stats import binom, binomtest
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
@@ -68,10 +67,12 @@ def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
     p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), in ascending order. A contrast that was fixed in advance
     needs no correction for those that were not. Misleads where a test that was looked at is left out.
     """
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return {name: float(p) for name, p in zip(p_values, adjusted, strict=True)}
+    # statsmodels' multipletests collects garbage at each call: 70 ms, where a notebook corrects thousands of times
+    p = np.array(list(p_values.values()), float)  # (m,)
+    order = p.argsort()
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return dict(zip(p_values, adjusted.tolist(), strict=True))
 
 
 def win_rate_at_k(
