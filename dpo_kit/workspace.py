@@ -207,7 +207,10 @@ def stale_reason(folder: Path, made_from: dict[str, Any]) -> str | None:
         return "to be built" if not folder.exists() else "no readable manifest, building again"
     for part, now in made_from.items():
         if manifest.get(part) != now:
-            return f"{part} changed ({_first_difference(manifest.get(part), now)}), building again"
+            # a key with the value None and no key at all are not the same, but have no values to show
+            place, old, new = next(_differences(manifest.get(part), now), ("", manifest.get(part), now))
+            where = f"{place}: " if place else ""
+            return f"{part} changed ({where}was {_short(old)}, now {_short(new)}), building again"
     found = {name: digest for name, digest in hashes(folder).items() if name != MANIFEST}
     for name, digest in manifest["outputs"].items():
         if found.get(name) != digest:
@@ -218,16 +221,18 @@ def stale_reason(folder: Path, made_from: dict[str, Any]) -> str | None:
 def changed_inputs(folder: Path, made_from: dict[str, Any]) -> list[str]:
     """Which settings and inputs of a finished stage differ from those of `made_from`, each with both values."""
     manifest = json_object(folder / MANIFEST)
-    parts = [part for part in ("config", "inputs") if manifest]
-    return [change for part in parts for change in _differences(part, manifest.get(part), made_from[part])]
+    before, now = ({part: given.get(part) for part in ("config", "inputs")} for given in (manifest, made_from))
+    changes = _differences(before, now) if manifest else ()
+    return [f"{place.removeprefix('config.')} was {old!r} and is now {new!r}" for place, old, new in changes]
 
 
-def _differences(where: str, before: Any, now: Any) -> Iterator[str]:
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested dicts differ, as a path of keys such as `config.dpo.beta`, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            yield from _differences(f"{where}.{key}", before.get(key), now.get(key))
+            yield from _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
     elif before != now:
-        yield f"{where.removeprefix('config.')} was {before!r} and is now {now!r}"
+        yield place, before, now
 
 
 def library_versions() -> dict[str, str]:
@@ -241,15 +246,6 @@ def code_digest() -> str:
     package = Path(__file__).parent
     sources = {folder: hashes(package / folder, only="*.py") for folder in MAKERS}
     return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
-
-
-def _first_difference(before: Any, now: Any) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                deeper = _first_difference(before.get(key), now.get(key))
-                return f"{key}.{deeper}" if isinstance(now.get(key), dict) else f"{key}: {deeper}"
-    return f"was {_short(before)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -280,7 +280,7 @@ def test_every_notebook_but_the_solutions_has_a_solved_one():
 MOST_LINES = 14_978
 LONGEST_CHAIN = 6
 
-BASICS = {"records", "jsonl", "files", "errors", "profiles", "machine", "visible"}
+BASICS = {"records", "jsonl", "files", "errors", "profiles", "machine", "visible", "languages"}
 MODELS = BASICS | {"models"}
 ROOMS = {  # what the files of a room may import from the package besides each other
     # the world is an application of the tool, as the workbook is: its stages train, sample, judge and compare
@@ -292,6 +292,7 @@ ROOMS = {  # what the files of a room may import from the package besides each o
     "views": BASICS | {"training.metrics_log", "evaluation.results"},
     "errors": set(),
     "visible": set(),
+    "languages": set(),
     "files": set(),
     "machine": set(),
     "profiles": {"errors"},

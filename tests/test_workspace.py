@@ -270,3 +270,10 @@ def test_latest_leads_to_the_newest_run_and_never_replaces_a_folder(tmp_path, mo
     (tmp_path / "latest").mkdir()
     named_run({"seed": 2}, "tiny-own")
     assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_setting_that_is_new_and_none_builds_a_stage_again(tmp_path):
+    work, made = Workspace(tmp_path, "tiny", lambda line: None), []
+    for config in ({}, {"data": None}, {"data": None}):
+        work.stage("stage", made.append, config=config, inputs={})
+    assert len(made) == 2

@@ -8,17 +8,16 @@ long, can win by many judges.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from statistics import fmean
 
 from dpo_kit.evaluation.comparison import compare_columns
 from dpo_kit.evaluation.results import Metric
+from dpo_kit.languages import language
 from dpo_kit.records import Prompt, Response
 
 GRAM = 4  # words; the share of repeated 4-grams is seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319)
-LETTERS, CONFIDENT = 40, 0.95  # a language is guessed from so many letters at least, and believed from this confidence
 LENGTH_MATTERS = 0.1  # of the control's mean length, the smallest difference that would matter
 STOPS_DIFFER, STOPS_RARE, LENGTHS_DIFFER = 0.1, 0.1, 1.25
 
@@ -110,25 +109,9 @@ def _grams(text: str, n: int) -> list[tuple[str, ...]]:
 
 def _same_language(asked: str, text: str) -> bool | None:
     """None where one of the two is too short, or its language cannot be told with confidence."""
-    guess = _guesser()
-    first = guess(asked[:500])
-    second = guess(text[:500]) if first else None
+    first = language(asked[:500])
+    second = language(text[:500]) if first else None
     return first == second if second else None
-
-
-@cache
-def _guesser() -> Callable[[str], str | None]:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-    def guess(text: str) -> str | None:
-        if sum(map(str.isalpha, text)) < LETTERS:
-            return None
-        code, confidence = identifier.classify(text)
-        return code if confidence >= CONFIDENT else None
-
-    return guess
 
 
 def _neutral(metric: Metric) -> Metric:

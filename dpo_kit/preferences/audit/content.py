@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from dpo_kit.languages import language
 from dpo_kit.records import PreferencePair, Response, role_fault
 from dpo_kit.visible import is_blank
 
@@ -27,8 +28,6 @@ DANGLING = re.compile(
 )
 LONG_ENOUGH = 8  # words on the last line before its lack of a full stop means anything
 READ = 100  # characters of each answer from which its language is guessed
-LETTERS = 40  # with fewer letters the guess says too little
-CONFIDENT = 0.95
 Codes = tuple[str | None, str | None]
 
 
@@ -112,17 +111,7 @@ def ends_midway(text: str) -> bool:
 
 def languages(pairs: Sequence[PreferencePair]) -> list[Codes]:
     """The ISO 639-1 codes of chosen and rejected by row, None where one is too short or the guess is not confident."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-    def guess(text: str) -> str | None:
-        if sum(map(str.isalpha, text)) < LETTERS:
-            return None
-        code, confidence = identifier.classify(text)
-        return code if confidence >= CONFIDENT else None
-
-    return [(guess(pair.chosen.text[:READ]), guess(pair.rejected.text[:READ])) for pair in pairs]
+    return [(language(pair.chosen.text[:READ]), language(pair.rejected.text[:READ])) for pair in pairs]
 
 
 def minority(codes: Sequence[Codes]) -> tuple[dict[int, str], dict[str, int]]:

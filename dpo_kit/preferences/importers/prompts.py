@@ -38,12 +38,9 @@ def evaluation_prompt(row: Fields, place: int) -> Prompt:
 
 def answer_of(row: Fields) -> tuple[str | None, Prompt, Response]:
     """The id that a row gives its prompt, if any, the prompt, and the answer."""
-    prompt, answers = _without_answer(row)
-    given = column(row, "completion")
-    if given is not None:
-        (answers,) = answers_of(given, row, "completion")
-    if not answers:
-        raise ValueError("no answer: neither a column such as output, nor an assistant's turn at the end")
+    prompt, answers = _with_answer(
+        row, "no answer: neither a column such as output, nor an assistant's turn at the end"
+    )
     name = next((str(row[key]) for key in IDS if row.get(key) not in (None, "")), None)
     return name, prompt, response(row, prompt, answers, row.first(("generator", "model", "arm")))
 
@@ -56,13 +53,23 @@ def demonstrations(row: Fields) -> list[tuple[Prompt, Response]]:
     root = row.get("prompt")
     if isinstance(root, dict) and "replies" in root:
         return _best_path(row, root)
+    absent = "no demonstration: no column such as output, and the messages do not end with an answer"
+    prompt, answers = _with_answer(row, absent)
+    return [(prompt, response(row, prompt, answers, row.first(("model", "generator"))))]
+
+
+def _with_answer(row: Fields, absent: str) -> tuple[Prompt, list[Message]]:
+    """The prompt and the answer of a row, from its own column or from the end of the messages.
+
+    Raises ValueError with the text `absent` where there is none.
+    """
     prompt, answers = _without_answer(row)
     given = column(row, "completion")
     if given is not None:
         (answers,) = answers_of(given, row, "completion")
     if not answers:
-        raise ValueError("no demonstration: no column such as output, and the messages do not end with an answer")
-    return [(prompt, response(row, prompt, answers, row.first(("model", "generator"))))]
+        raise ValueError(absent)
+    return prompt, answers
 
 
 def _best_path(row: Fields, root: dict[str, Any]) -> list[tuple[Prompt, Response]]:
