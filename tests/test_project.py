@@ -277,7 +277,7 @@ def test_every_notebook_but_the_solutions_has_a_solved_one():
 
 
 # What a reader has to hold in mind, counted. Whoever adds to the tool takes something else out of it.
-MOST_LINES = 14_978
+MOST_LINES = 14_976
 LONGEST_CHAIN = 6
 
 BASICS = {"records", "jsonl", "files", "errors", "profiles", "machine", "visible", "languages"}
