@@ -59,9 +59,9 @@ def pairs(arguments: argparse.Namespace) -> dict[str, Any]:
     Returns the audit's data with `prompts`, `answers`, `pairs` (how many were written), `ended`, which says how the
     answers ended, `out`, and `blocking`.
     """
-    from dpo_kit.evaluation.arms import Base, answer_all, parse_arm
+    from dpo_kit.evaluation.arms import Base, parse_arm
     from dpo_kit.jsonl import write_pairs
-    from dpo_kit.models.generation import Answer
+    from dpo_kit.models.generation import Answer, Missing, count_stops
     from dpo_kit.models.store import Store
     from dpo_kit.preferences.audit import audit_pairs
     from dpo_kit.preferences.importers import read_prompts
@@ -78,16 +78,18 @@ def pairs(arguments: argparse.Namespace) -> dict[str, Any]:
     before = _few_shot(arguments.few_shot)
     arm = parse_arm(f"draws={arguments.arm}", Base(profile))
     store = Store(arguments.out.with_suffix(".answers.sqlite"), Answer)
-    drawn: dict[str, list[Response]] = defaultdict(list)
-    responses = []
+    answers: list[Response | Missing] = []
     for number in range(arguments.n):
         asked = [_as_asked(prompt, before, arguments.system, number) for prompt in prompts]
-        made = answer_all([arm], asked, [_sampling(arguments, profile, number)], store)
-        responses += made.responses
-        for response in made.responses:
-            drawn[response.prompt_id].append(response)
+        answers += arm.answer(asked, _sampling(arguments, profile, number), store)
+    arm.release()  # after the last draw, so that a model of its own is loaded once
+    responses = [answer for answer in answers if isinstance(answer, Response)]
     if not responses:
-        raise DpoKitError(f"--arm {arguments.arm}: gave no answer: {'; '.join(made.reasons().values())}")
+        reasons = dict.fromkeys(answer.reason for answer in answers if isinstance(answer, Missing))
+        raise DpoKitError(f"--arm {arguments.arm}: gave no answer: {'; '.join(reasons)}")
+    drawn: dict[str, list[Response]] = defaultdict(list)
+    for response in responses:
+        drawn[response.prompt_id].append(response)
     ranked = [ranking(prompt, drawn[prompt.id]) for prompt in prompts]
     found = _paired(ranked, arguments.keep, arguments.min_gap)
     if not found:
@@ -98,7 +100,12 @@ def pairs(arguments: argparse.Namespace) -> dict[str, Any]:
     report = audit_pairs(found)
     if report.kept:
         write_pairs(arguments.out, report.kept)
-    told = {"prompts": len(prompts), "answers": len(responses), "pairs": len(report.kept), "ended": _ended(responses)}
+    told = {
+        "prompts": len(prompts),
+        "answers": len(responses),
+        "pairs": len(report.kept),
+        "ended": str(count_stops(responses)),
+    }
     return {**report.to_json(), **told, "out": str(arguments.out), "blocking": bool(report.blocking) or not report.kept}
 
 
@@ -137,7 +144,7 @@ def _few_shot(path: Path | None) -> tuple[Message, ...]:
     from dpo_kit.preferences.importers import import_pairs
 
     shown = import_pairs(path).pairs if path else []
-    return tuple(m for p in shown for m in (*p.prompt.messages, Message(role="assistant", content=p.chosen.text)))
+    return tuple(message for pair in shown for message in (*pair.prompt.messages, *pair.chosen.messages))
 
 
 def _as_asked(prompt: Prompt, before: tuple[Message, ...], systems: Sequence[str], number: int) -> Prompt:
@@ -182,14 +189,4 @@ def _paired(rankings: "Sequence[Ranking]", keep: str, min_gap: float) -> list[Pr
 
     if keep == "all":
         return margin_filtered(rankings, min_gap)
-    return best_against_worst(ranking for ranking in rankings if _spread(ranking) >= min_gap)
-
-
-def _spread(ranking: "Ranking") -> float:
-    return ranking.points[0] - ranking.points[-1] if ranking.points else 0.0
-
-
-def _ended(responses: list[Response]) -> str:
-    from dpo_kit.models.generation import count_stops
-
-    return str(count_stops(responses))
+    return best_against_worst(rankings, min_gap)

@@ -61,9 +61,9 @@ def rank_by_judge(prompt: Prompt, responses: Sequence[Response], judge: Judge, w
     return _ranking(prompt, responses, points, verdicts[0].judge if verdicts else "nobody")
 
 
-def best_against_worst(rankings: Iterable[Ranking]) -> list[PreferencePair]:
-    """At most one pair a prompt."""
-    return [pair for r in rankings if r.responses for pair in _pairs(r, [(0, len(r.responses) - 1)], SAME)]
+def best_against_worst(rankings: Iterable[Ranking], min_gap: float = SAME) -> list[PreferencePair]:
+    """At most one pair a prompt, whose points differ by at least `min_gap`, and at all."""
+    return [pair for r in rankings if r.responses for pair in _pairs(r, [(0, len(r.responses) - 1)], min_gap)]
 
 
 def all_pairs(rankings: Iterable[Ranking]) -> list[PreferencePair]:

@@ -7,8 +7,10 @@ import pytest
 
 from dpo_kit.cli import main
 from dpo_kit.cli.pairs import _as_asked
+from dpo_kit.evaluation import arms
 from dpo_kit.evaluation.arms import ModelArm
 from dpo_kit.jsonl import read_pairs
+from dpo_kit.profiles import DATA
 from dpo_kit.records import Message, Prompt
 
 SCORES = """
@@ -119,3 +121,12 @@ def test_a_file_that_is_there_is_not_overwritten(given, capsys):
     assert main([*arguments, "--score", f"{folder / 'scores.py'}:shorter"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert (folder / "made.jsonl").read_text() == "mine"
+
+
+def test_a_model_of_its_own_is_loaded_once_for_all_draws(given, monkeypatch):
+    folder, arguments = given
+    load_base, loaded = arms.load_base, []
+    monkeypatch.setattr(arms, "load_base", lambda *a, **k: loaded.append(1) or load_base(*a, **k))
+    score = ["--score", f"{folder / 'scores.py'}:shorter", "--n", "3"]
+    assert main([*arguments, "--arm", str(DATA / "tiny-base"), *score]) in (0, 1)
+    assert loaded == [1]
