@@ -100,9 +100,14 @@ def external_pairs(work: Workspace, profile: Profile, seed: int) -> Path:
         write_pairs(folder / "heldout.jsonl", held_out)
         write_atomically(folder / "audit.json", json.dumps(audit.to_json()) + "\n")
 
+    inputs = {"base": base_identity(profile), "source": source_identity(profile)}
+    return work.stage("pairs", build, config(profile, seed, "data"), inputs)
+
+
+def source_identity(profile: Profile) -> str | dict[str, str]:
+    """What says which pairs the profile names: the hash of a file, those of a folder's files, or else the name."""
     source = Path(profile.data.pairs)
-    found = sha256(source) if source.is_file() else hashes(source) if source.is_dir() else profile.data.pairs
-    return work.stage("pairs", build, config(profile, seed, "data"), {"base": base_identity(profile), "source": found})
+    return sha256(source) if source.is_file() else hashes(source) if source.is_dir() else profile.data.pairs
 
 
 def sft_on_chosen(work: Workspace, profile: Profile, seed: int) -> Path:

@@ -14,9 +14,6 @@ from typing import Any, Literal
 from dpo_kit.errors import DpoKitError
 from dpo_kit.profiles import Profile, load_profile, parse_overrides
 
-# `owner/name` or `name`, and not what the name of a file ends in
-HUB_ID = re.compile(r"(?!.*\.(jsonl?|[ct]sv|parquet|pq)$)[\w-]+(/[\w-][\w.-]*)?")
-
 SHOWN = {  # the metrics that the end of a training prints, and what they are called there
     "loss": "loss", "rewards/margins": "margin", "eval_rewards/margins": "margin on held-out pairs",
     "eval_rewards/accuracies": "accuracy on held-out pairs", "kl/sequence": "KL in nats an answer",
@@ -91,13 +88,11 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _own_folder(profile: Profile, arguments: argparse.Namespace) -> Path:
     """The folder of this training: the same command finds the same one, and another command another."""
-    from dpo_kit.files import hashes, sha256
+    from dpo_kit.pipeline import source_identity
     from dpo_kit.workspace import named_run
 
-    pairs = Path(profile.data.pairs)
-    content = sha256(pairs) if pairs.is_file() else hashes(pairs) if pairs.is_dir() else None
-    made_from = {"profile": profile.model_dump(), "seed": arguments.seed, "pairs": content}
-    name = re.sub(r"[^\w.-]+", "-", f"{profile.name}-{pairs.name.split('.')[0]}")
+    made_from = {"profile": profile.model_dump(), "seed": arguments.seed, "pairs": source_identity(profile)}
+    name = re.sub(r"[^\w.-]+", "-", f"{profile.name}-{Path(profile.data.pairs).name.split('.')[0]}")
     return named_run(made_from, name, fresh=arguments.fresh)
 
 
@@ -123,6 +118,8 @@ def plan_pairs(profile: Profile) -> dict[str, Any]:
     A data set on the Hub is not downloaded for a plan: `rows` is None then, and `pairs` the profile's limit, or None.
     Raises DpoKitError where a file or folder is not there or holds no pairs.
     """
+    from dpo_kit.preferences.importers import HUB_ID, import_external
+
     data, rows = profile.data, None
     count: int | None
     if not data.external:
@@ -130,8 +127,6 @@ def plan_pairs(profile: Profile) -> dict[str, Any]:
     elif not Path(data.pairs).exists() and HUB_ID.fullmatch(data.pairs):
         count, notes = data.limit, [f"{data.pairs}: no such folder here, so taken for a data set on the Hub; not read"]
     else:
-        from dpo_kit.preferences.importers import import_external
-
         with tempfile.TemporaryDirectory() as folder:  # bad rows are only counted here; the training puts them aside
             imported = import_external(data, Path(folder) / "quarantine.jsonl")
         rows, count, notes = imported.rows, len(imported.pairs[: data.limit]), imported.notes

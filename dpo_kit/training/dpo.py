@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import DPOConfig
 
@@ -144,9 +145,15 @@ def dpo_trainer(
 
 def _start_at_reference(model: PeftModel) -> None:
     """Undo the rounding of the policy's adapter to bf16 by TRL, which copied the adapter to `ref` before it rounded."""
+    for policy, reference in _trained_and_start(model):
+        policy.data.copy_(reference.data)
+
+
+def _trained_and_start(model: PeftModel) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each weight of the adapter that is trained, with the same weight of the reference, where it started."""
     for name, parameter in model.named_parameters():
         if ".default." in name:
-            parameter.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)
+            yield parameter, model.get_parameter(name.replace(".default.", ".ref."))
 
 
 def check_start(trainer: GuardedDPOTrainer) -> dict[str, float]:
@@ -219,15 +226,11 @@ def check_schedule(trainer: GuardedDPOTrainer) -> None:
 
 def check_moved(trainer: GuardedDPOTrainer) -> None:
     """Raise DpoKitError where training has not changed any weight."""
-    for name, parameter in trainer.model.named_parameters():
-        if ".default." in name and not torch.equal(
-            parameter, trainer.model.get_parameter(name.replace(".default.", ".ref."))
-        ):
-            return
-    raise DpoKitError(
-        "training ended with the weights that it started with: nothing was learnt; raise dpo.learning_rate or the "
-        "number of steps (dpo.epochs, or a smaller dpo.batch_size)"
-    )
+    if all(torch.equal(policy, reference) for policy, reference in _trained_and_start(trainer.model)):
+        raise DpoKitError(
+            "training ended with the weights that it started with: nothing was learnt; raise dpo.learning_rate or the "
+            "number of steps (dpo.epochs, or a smaller dpo.batch_size)"
+        )
 
 
 def last_rewards(trainer: GuardedDPOTrainer) -> dict[str, list[float]]:
